@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT
+"""The frontend: drive a device that another process owns.
+
+    with pcisplit.front.connect(path) as session:
+        nic = session.acquire("nic0")
+        nic.config.read16(0)
+        nic.bar(0).read32(8)
+        buffer = session.dma.alloc(4096)
+        nic.irq(0).enable()
+        nic.irq(0).wait(timeout=1.0)
+
+Synchronous: a call spins within its budget, then blocks without the GIL until the answer or the deadline. What waits for
+the device (interrupts) has an async twin for trio. A session is for one thread at a time.
+"""
+
+from pathlib import Path
+
+from pcisplit.front.bar import Bar
+from pcisplit.front.config import Config
+from pcisplit.front.device import RemoteDevice
+from pcisplit.front.dma import DmaBuffer, DmaPool
+from pcisplit.front.irq import Irq
+from pcisplit.front.session import Session, connect
+
+__all__ = ["Bar", "Config", "DmaBuffer", "DmaPool", "Irq", "RemoteDevice", "Session", "connect", "include_dirs"]
+
+
+def include_dirs() -> list[str]:
+    """Folders with ``pcifront.h`` and what it includes, for a unikernel's build."""
+    package = Path(__file__).resolve().parent
+    return [str(package), str(package.parent / "ring")]

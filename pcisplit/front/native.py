@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""The C frontend as Python sees it: one handle, calls that return packed results, errors unpacked in one place."""
+
+import mmap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pcisplit import wire
+from pcisplit._core import ffi, lib
+from pcisplit.errors import AccessError, AccessTimeout, BusyError, SessionGone, known_error
+from pcisplit.messages import Request, Response
+from pcisplit.wire import Error, State
+
+ENTRY_SIZE = 80  #: of a trace entry: u64 time in ns, u64 kind, the slot
+
+
+class Handle:
+    """Owner of one ``struct pcsf``. `raw` and the functions of ``lib`` are used directly where a call must be fast."""
+
+    def __init__(self, boot_info: bytes, regions: Sequence[mmap.mmap | None], fds: tuple[int, int, int]) -> None:
+        self._views = [ffi.from_buffer("uint8_t[]", region) if region is not None else ffi.NULL for region in regions]
+        sizes = ffi.new("uint64_t[3]", [len(region) if region is not None else 0 for region in regions])
+        error = ffi.new("int *")
+        self.raw: Any = lib.pcsf_new(boot_info, len(boot_info), *self._views, sizes, *fds, error)
+        if self.raw == ffi.NULL:
+            self._release()
+            raise SessionGone(known_error(error[0]))
+
+    def free(self) -> None:
+        """Free the C side and let go of the mappings. Idempotent."""
+        if self.raw != ffi.NULL:
+            lib.pcsf_free(self.raw)
+            self.raw = ffi.NULL
+            self._release()
+
+    def _release(self) -> None:
+        for view in self._views:
+            if view != ffi.NULL:
+                ffi.release(view)
+
+    def fail(self, packed: int, where: str) -> NoReturn:
+        """Raise what a packed result means: AccessError, AccessTimeout, SessionGone or BusyError."""
+        code = known_error(-(packed >> 32 & 0xFFFF))
+        self.fail_code(code, where, packed >> 48, int(lib.pcsf_last_detail(self.raw)))
+
+    def fail_code(self, code: Error, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
+        if lib.pcsf_last_busy(self.raw):
+            raise BusyError(f"{where}: another thread is inside this session; it is for one thread at a time")
+        if code is Error.GONE and State(lib.pcsf_back_state(self.raw)) is not State.CONNECTED:
+            raise SessionGone(known_error(lib.pcsf_back_reason(self.raw)))
+        if code is Error.TIMEOUT:
+            raise AccessTimeout(code, where)
+        raise AccessError(code, where, rule, detail)
+
+    def check(self, packed: int, where: str) -> None:
+        """Raise if the packed result is an error."""
+        if packed >> 32:
+            self.fail(packed, where)
+
+    def back_state(self) -> State:
+        return State(lib.pcsf_back_state(self.raw))
+
+    def back_reason(self) -> Error:
+        return known_error(lib.pcsf_back_reason(self.raw))
+
+    def submit(self, requests: Sequence[Request]) -> list[int]:
+        """Put requests in flight; returns their ids. Raises AccessError (BUSY) when ring or table are full."""
+        octets = ffi.new("uint8_t[]", b"".join(request.to_bytes() for request in requests))
+        error = ffi.new("int *")
+        done = lib.pcsf_submit(self.raw, octets, len(requests), error)
+        if error[0]:
+            raise AccessError(known_error(error[0]), f"submit of request {done + 1} of {len(requests)}")
+        sent = bytes(ffi.buffer(octets))
+        size = wire.SLOT_SIZE
+        return [int.from_bytes(sent[at + 4 : at + 8], "little") for at in range(0, len(requests) * size, size)]
+
+    def poll(self, most: int = 64) -> list[Response]:
+        """Answers that have come to submitted requests, without waiting. Raises SessionGone."""
+        size = wire.SLOT_SIZE
+        octets, error = ffi.new("uint8_t[]", most * size), ffi.new("int *")
+        done = lib.pcsf_poll(self.raw, octets, most, error)
+        if error[0]:
+            raise SessionGone(self.back_reason())
+        data = bytes(ffi.buffer(octets, done * size))
+        return [Response.from_bytes_untrusted(data[at : at + size]) for at in range(0, len(data), size)]
+
+    def poll_or_wait(self, most: int = 64) -> list[Response]:
+        """As poll, but spins until at least one answer has come. AccessTimeout after the handle's timeout."""
+        while not (came := self.poll(most)):
+            error = lib.pcsf_wait_answer(self.raw)
+            if error:
+                self.fail_code(known_error(error), "waiting for answers")
+        return came
+
+    def trace(self, entries: int) -> None:
+        """Keep the last `entries` slots that cross; 0 ends it. Raises MemoryError."""
+        if lib.pcsf_trace(self.raw, entries):
+            raise MemoryError(f"no memory for a trace of {entries} entries")
+
+    def trace_take(self, most: int = 4096) -> list[tuple[int, int, bytes]]:
+        """(time in ns, kind, slot) of what crossed since the last call, oldest first."""
+        octets = ffi.new("uint8_t[]", most * ENTRY_SIZE)
+        count = lib.pcsf_trace_take(self.raw, octets, most)
+        data = bytes(ffi.buffer(octets, count * ENTRY_SIZE))
+        return [
+            (
+                int.from_bytes(data[at : at + 8], "little"),
+                int.from_bytes(data[at + 8 : at + 16], "little"),
+                data[at + 16 : at + ENTRY_SIZE],
+            )
+            for at in range(0, len(data), ENTRY_SIZE)
+        ]

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Regions: memfds of 4 KiB pages that the back creates and both sides map [REG-1 to REG-3]."""
+
+import fcntl
+import mmap
+import os
+
+from pcisplit import wire
+from pcisplit.errors import RemoteProtocolError
+from pcisplit.wire import Error
+
+#: F_SEAL_FUTURE_WRITE (linux/fcntl.h, since 5.1): existing mappings may write, no new ones. Not in fcntl before 3.13.
+F_SEAL_FUTURE_WRITE = 0x10
+
+SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+F2B_SEALS = SIZE_SEALS
+B2F_SEALS = SIZE_SEALS | F_SEAL_FUTURE_WRITE
+
+
+def create_region(name: str, size: int) -> int:
+    """A new zeroed memfd of `size` octets, whole pages, not yet sealed, close-on-exec. Raises OSError."""
+    if size % wire.PAGE_SIZE:
+        raise ValueError(f"region {name} has {size} octets; it is made of whole pages of {wire.PAGE_SIZE}")
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def seal_b2f(fd: int, size: int) -> mmap.mmap:
+    """Map `b2f` for writing, then seal it so that nobody else ever can [REG-2]: the kernel keeps the one writer."""
+    memory = mmap.mmap(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, B2F_SEALS)
+    return memory
+
+
+def seal_f2b(fd: int, size: int) -> mmap.mmap:
+    """Write the magic into `f2b`, seal its size, and map it read-only [REG-3]."""
+    os.pwrite(fd, wire.F2B_MAGIC.to_bytes(4, "little"), 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F2B_SEALS)
+    return mmap.mmap(fd, size, prot=mmap.PROT_READ)
+
+
+def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
+    """Whether a region is what the specification says [REG-5]. Raises RemoteProtocolError (op_failed)."""
+    found, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    if found != size:
+        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} has {found} octets, its boot-info record says {size}")
+    if seals & wanted != wanted:
+        text = f"region {name} has seals {seals:#x}, not {wanted:#x}: the back could change its size under us"
+        raise RemoteProtocolError(Error.OP_FAILED, text)
