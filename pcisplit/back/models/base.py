@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""What every model shares: configuration space, MSI, a software IOMMU, a worker for what takes time."""
+
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from pcisplit import pci
+from pcisplit.back.device import Area, AreaKind, BarInfo, IovaRange
+from pcisplit.back.models.iommu import SoftwareIommu
+from pcisplit.back.signal import signal_eventfd
+from pcisplit.errors import DeviceError
+from pcisplit.ring.region import create_region
+from pcisplit.wire import BarFlag, Error
+
+
+def take_options(options: Mapping[str, str], allowed: Mapping[str, str]) -> dict[str, str]:
+    """`options` over the defaults in `allowed`. Raises ValueError for a key that is not there."""
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}; this model takes {', '.join(sorted(allowed)) or 'none'}")
+    return {**allowed, **options}
+
+
+class ModelDevice:
+    """A device model; subclasses fill in `bars` in ``acquire`` and answer ``bar_read`` and ``bar_write``."""
+
+    vendor, device_id, class_code = 0, 0, 0
+    config_size = pci.CONFIG_SIZE
+    vectors = 1
+    dma_bits = 64
+    iova_ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 48) - 1),)
+
+    def __init__(self, spec: str, resettable: bool = True) -> None:
+        self.spec = spec
+        self.group = f"model-{id(self):x}"
+        self.resettable = resettable
+        self.bars: tuple[BarInfo, ...] = ()
+        self.iommu = SoftwareIommu(spec)
+        self._config = bytearray(self.config_size)
+        self._memory: list[mmap.mmap] = []
+        self._msi: tuple[int, ...] = ()
+        self._msi_lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._worker: threading.Thread | None = None
+        self.stopping = threading.Event()  #: set when the device is closed: whatever waits, stops
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        self.stopping.clear()
+        self._config[:] = self._initial_config()
+        self._power_on()
+        self._worker = threading.Thread(target=self._work, name=f"{self.spec} worker", daemon=True)
+        self._worker.start()
+
+    def _power_on(self) -> None:
+        """Registers to their values after power-on; BARs made. Subclasses extend."""
+
+    def _initial_config(self) -> bytes:
+        config = bytearray(self.config_size)
+        config[0:4] = self.vendor.to_bytes(2, "little") + self.device_id.to_bytes(2, "little")
+        config[9:12] = self.class_code.to_bytes(3, "little")
+        return bytes(config)
+
+    def close(self) -> None:
+        self.stopping.set()
+        if self._worker is not None:
+            self._jobs.put(None)
+            self._worker.join()
+            self._worker = None
+        self.disable_msi()
+        self.bars = ()
+        for memory in self._memory:
+            memory.close()
+        self._memory.clear()
+
+    def shutdown(self) -> None:
+        self.close()
+
+    def reset(self) -> str:
+        if not self.resettable:
+            raise DeviceError(Error.NO_RESET, f"{self.spec} has no reset")
+        self._reset_registers()
+        return "model"
+
+    def _reset_registers(self) -> None:
+        """Registers to their values after a reset. Subclasses extend."""
+
+    # -- configuration space -----------------------------------------------------------------------------------------
+
+    def config_read(self, offset: int, width: int) -> int:
+        return int.from_bytes(self._config[offset : offset + width], "little")
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        self._config[offset : offset + width] = value.to_bytes(width, "little")
+        self.iommu.master = bool(self.config_read(pci.COMMAND, 2) & pci.COMMAND_MASTER)
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def _memory_area(self, size: int, read_ns: int = 0, write_ns: int = 0) -> Area:
+        """A MAPPED area of `size` octets at 0, zeroed."""
+        fd = create_region("model-bar", size)
+        try:
+            memory = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._memory.append(memory)
+        return Area(0, size, AreaKind.MAPPED, mapping=memory, read_ns=read_ns, write_ns=write_ns)
+
+    def bar_read(self, bar: int, offset: int, width: int) -> int:
+        raise DeviceError(Error.INVALID_OFFSET, f"{self.spec} has no register at {offset:#x} of BAR {bar}")
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        raise DeviceError(Error.INVALID_OFFSET, f"{self.spec} has no register at {offset:#x} of BAR {bar}")
+
+    # -- interrupts ------------------------------------------------------------------------------------------------------
+
+    def enable_msi(self, eventfds: Sequence[int]) -> None:
+        with self._msi_lock:
+            self._msi = tuple(eventfds)
+
+    def disable_msi(self) -> None:
+        with self._msi_lock:
+            self._msi = ()
+
+    def signal(self, vector: int = 0) -> None:
+        """Send the MSI of a vector, if it is enabled."""
+        with self._msi_lock:
+            if vector < len(self._msi):
+                signal_eventfd(self._msi[vector])
+
+    # -- DMA ---------------------------------------------------------------------------------------------------------------
+
+    def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
+        self.iommu.map(iova, size, fd)
+
+    def unmap_dma(self) -> int:
+        return self.iommu.unmap_all()
+
+    # -- work that takes time ------------------------------------------------------------------------------------------------
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Run `job` in the model's worker, after the jobs before it."""
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not self.stopping.is_set():
+                job()
+
+
+def bar(index: int, size: int, *areas: Area, flags: BarFlag = BarFlag(0)) -> BarInfo:
+    """One BAR of a model."""
+    return BarInfo(index, size, flags, areas)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""What is served to whom: names, devices, rights, who has what, what is quarantined. Decides refusals, does no I/O.
+
+The checks of a meeting, in the order of spec/meeting.md; each refusal says what to change [MEET-9].
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pcisplit import pci, wire
+from pcisplit.back.device import Device
+from pcisplit.errors import RemoteProtocolError
+from pcisplit.messages import Hello, Need
+from pcisplit.wire import Error, Feature, VectorMode
+
+NOBODY = 65534
+SESSIONS_PER_UID = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as SO_PEERCRED says. `pid` is for the log only."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """One served device. Without uids and gids, the backend's own uid may have it."""
+
+    name: str
+    device: Device
+    uids: frozenset[int] = frozenset()
+    gids: frozenset[int] = frozenset()
+    tenders: frozenset[int] = frozenset()  #: uids that may have direct vectors
+    session: int = 0  #: 0: nobody has it
+    quarantined: str = ""  #: why, or empty
+
+    def allows(self, peer: Peer, own_uid: int) -> bool:
+        if peer.uid == NOBODY:
+            return False
+        if not self.uids and not self.gids:
+            return peer.uid == own_uid
+        return peer.uid in self.uids or peer.gid in self.gids
+
+
+class Registry:
+    """All entries of a backend. Called from one thread."""
+
+    def __init__(self, entries: Sequence[Entry], dma_limit: int, own_uid: int) -> None:
+        self.entries: Mapping[str, Entry] = {entry.name: entry for entry in entries}
+        self.dma_limit, self._own_uid = dma_limit, own_uid
+        self._held: dict[int, int] = {}  # by uid: sessions and meetings
+
+    def enter(self, peer: Peer) -> None:
+        """Count a connection of `peer`, until ``leave``. Raises RemoteProtocolError [MEET-10, MEET-14]."""
+        if peer.uid == NOBODY:
+            raise RemoteProtocolError(
+                Error.ACCESS_DENIED, f"uid {NOBODY} is nobody; run the front under a uid of its own and allow that"
+            )
+        if self._held.get(peer.uid, 0) >= SESSIONS_PER_UID:
+            text = f"uid {peer.uid} holds {SESSIONS_PER_UID} sessions already; close one first"
+            raise RemoteProtocolError(Error.TOO_MANY_SESSIONS, text)
+        self._held[peer.uid] = self._held.get(peer.uid, 0) + 1
+
+    def leave(self, peer: Peer) -> None:
+        self._held[peer.uid] -= 1
+        if not self._held[peer.uid]:
+            del self._held[peer.uid]
+
+    def claim(self, hello: Hello, peer: Peer, session: int) -> tuple[list[Entry], tuple[Need, ...]]:
+        """Give every device of `hello` to `session`, or none [MEET-8]. Raises RemoteProtocolError with the refusal.
+
+        Returns the entries and the needs in their order; a hello without devices has become one need each.
+        """
+        _check_features(hello)
+        needs = hello.devices or tuple(
+            Need(entry.name, wire.ALL_VECTORS) for entry in self.entries.values() if entry.allows(peer, self._own_uid)
+        )
+        entries = [self._entry(need.name) for need in needs]
+        if not entries:
+            raise RemoteProtocolError(Error.UNKNOWN_DEVICE, f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}")
+        for entry in entries:
+            self._check_right(entry, peer)
+        for entry in entries:
+            self._check_free(entry, entries)
+        for entry, need in zip(entries, needs, strict=True):
+            _check_mode(entry, need, peer, hello.features)
+        self._check_dma(hello, len(entries))
+        for entry in entries:
+            entry.session = session
+        return entries, needs
+
+    def release(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            entry.session = 0
+
+    def _entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            served = ", ".join(self.entries) or "none"
+            raise RemoteProtocolError(Error.UNKNOWN_DEVICE, f"no device {name!r} is served; this back has: {served}")
+        return self.entries[name]
+
+    def _check_right(self, entry: Entry, peer: Peer) -> None:
+        if not entry.allows(peer, self._own_uid):
+            text = f"uid {peer.uid}, gid {peer.gid} may not have {entry.name}; serve it with uid={peer.uid} to allow that"
+            raise RemoteProtocolError(Error.ACCESS_DENIED, text)
+
+    def _check_free(self, entry: Entry, asked: Sequence[Entry]) -> None:
+        if entry.quarantined:
+            text = f"{entry.name} is quarantined: {entry.quarantined}; serve with --allow-no-reset to offer it all the same"
+            raise RemoteProtocolError(Error.QUARANTINED, text)
+        if entry.session:
+            text = f"session {entry.session} has {entry.name}; try again when it has ended"
+            raise RemoteProtocolError(Error.DEVICE_TAKEN, text)
+        for other in self.entries.values():
+            if other.device.group == entry.device.group and other.session:
+                text = f"{entry.name} shares {entry.device.group} with {other.name}, which session {other.session} has"
+                raise RemoteProtocolError(Error.DEVICE_TAKEN, f"{text}: ask for both in one session")
+
+    def _check_dma(self, hello: Hello, devices: int) -> None:
+        if hello.dma_bytes not in (0, wire.DMA_ALL) and hello.dma_bytes > self.dma_limit:
+            plural = "s" if devices > 1 else ""
+            text = f"driver {hello.driver!r} needs {mebibytes(hello.dma_bytes)} of DMA memory for {devices} device{plural}"
+            more = f"serve was given {mebibytes(self.dma_limit)}: use --dma {-(-hello.dma_bytes // (1 << 20))}M"
+            raise RemoteProtocolError(Error.DMA_TOO_LARGE, f"{text}; {more}")
+
+
+def mebibytes(size: int) -> str:
+    """``16 MiB``; ``4 KiB`` where that is rounder."""
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit} {name}"
+    return f"{size} octets"
+
+
+def _check_features(hello: Hello) -> None:
+    unknown = Feature(hello.required & ~wire.BUILT)
+    if unknown:
+        known = [feature.name or "" for feature in Feature if feature in unknown]
+        names = ", ".join(name.lower() for name in known) or f"bits {int(unknown):#x}"
+        text = f"the front requires {names}, which this back has not built; make the front do without"
+        raise RemoteProtocolError(Error.UNKNOWN_FEATURE, text)
+
+
+def _check_mode(entry: Entry, need: Need, peer: Peer, features: Feature) -> None:
+    wanted = Feature.MSI_DIRECT if need.mode is VectorMode.DIRECT else Feature.MSI_RELAYED
+    if need.vectors not in (0, wire.ALL_VECTORS) and not features & wanted:
+        text = f"{entry.name} is asked for {need.mode.name.lower()} vectors without the feature {(wanted.name or '').lower()}"
+        raise RemoteProtocolError(Error.UNKNOWN_FEATURE, f"{text}; offer it in the hello")
+    if need.mode is VectorMode.DIRECT and peer.uid not in entry.tenders:
+        text = f"direct vectors of {entry.name} are for trusted tenders; serve it with tender={peer.uid} if uid {peer.uid} is one"
+        raise RemoteProtocolError(Error.ACCESS_DENIED, text)
+
+
+def check_entry_name(name: str) -> str:
+    """`name`, if it can name a device. Raises ValueError."""
+    if not pci.is_device_name(name):
+        raise ValueError(f"{name!r} cannot name a device: use 1 to 67 letters and digits")
+    return name

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+// The serve loop: take requests, execute or hand to a lane, answer, sleep, wake. One thread per session runs it in one
+// call without the GIL; it comes back when Python must decide. It does no access that can sleep.
+//
+// Waiting: it spins for `spin_ns` after the last work, then says that it sleeps, looks once more and waits in epoll for
+// its doorbell, its lanes and the interrupts it relays. An idle session has no wake-ups.
+
+#include "serve.h"
+
+#include <string.h>
+#include <unistd.h>
+
+#define PUBLISH_EVERY 8   /* responses filled before they are published, while more requests are known */
+#define LOOK_EVERY 64     /* busy turns between two looks at interrupts and lanes */
+
+static void end(struct pcs_serve *s, int reason)
+{
+    if (!s->reason)
+        s->reason = reason;
+}
+
+/* ---- answering ----------------------------------------------------------------------------------------------------- */
+
+static int is_posted(const union pcs_slot *request)
+{
+    return request->request.op == PCISPLIT_OP_BAR_WRITE && request->request.flags & PCISPLIT_FLAG_POSTED;
+}
+
+// Answer one request, or count the error of a posted one, before any later answer of its device [ORD-7].
+static void answer(struct pcs_serve *s, const union pcs_slot *request, const union pcs_slot *response)
+{
+    unsigned index = request->request.device;
+    struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
+    int error = response->response.error;
+
+    if (error) {
+        pcs_count(&s->back->refused);
+        if (device)
+            pcs_count(&device->state->refused);
+        if (error == PCISPLIT_ERROR_STALE)
+            pcs_count(&s->back->stale);
+    }
+    if (is_posted(request)) {
+        if (error && device) {
+            device->state->last_posted_error = error;
+            device->state->last_posted_rule = response->response.rule;
+            pcs_count(&device->state->posted_errors);
+            pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)error);
+        }
+        return;
+    }
+    s->unanswered--;
+    pcs_count(&s->back->responses);
+    pcisplit_fill(&s->responses, &response->raw); // there is a slot: `room` saw to it
+    if (s->requests.prod_seen == s->requests.cons_pvt ||
+        s->responses.prod_pvt - s->responses.published >= PUBLISH_EVERY) {
+        pcisplit_publish(&s->responses); // the last one known, or enough of them: the front may go on
+        s->notify = 1;
+    }
+}
+
+/* ---- taking and executing -------------------------------------------------------------------------------------------- */
+
+// Execute one request now, or give it to its device's lane and park the device.
+static void execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request)
+{
+    s->executing = 1;
+    enum pcs_verdict verdict = pcs_execute(s, device, request, &s->reply);
+    s->executing = 0;
+    if (verdict == PCS_ANSWERED) {
+        answer(s, request, &s->reply);
+    } else {
+        device->parked = 1;
+        pcs_lane_ask(&device->lane, request);
+    }
+}
+
+// A response slot is free for one more request beside those taken and not answered [RING-6].
+static int room(struct pcs_serve *s)
+{
+    int64_t space = pcisplit_space(&s->responses, s->unanswered + 1);
+    if (space < 0)
+        end(s, PCISPLIT_ERROR_RING_OVERRUN);
+    return space > (int64_t)s->unanswered;
+}
+
+// Take requests up to the budget of a turn. Returns how many were taken.
+static unsigned consume(struct pcs_serve *s)
+{
+    unsigned taken = 0;
+    uint64_t stop_at = 0;
+
+    while (taken < PCS_TURN_OPS && !s->reason) {
+        if (!s->held) {
+            int64_t available = pcisplit_available(&s->requests);
+            if (available < 0)
+                end(s, PCISPLIT_ERROR_RING_OVERRUN);
+            if (available <= 0 || !room(s))
+                break;
+            pcisplit_take(&s->requests, &s->current.raw);
+            pcs_count(&s->back->requests);
+            if (!is_posted(&s->current))
+                s->unanswered++;
+        }
+        s->held = 0;
+        unsigned index = s->current.request.device;
+        struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
+        if (!device || (!device->parked && device->head == device->tail)) {
+            execute(s, device, &s->current);
+        } else if (device->tail - device->head < PCISPLIT_REQUEST_SLOTS) {
+            device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->current;
+        } else {
+            s->held = 1; // nothing more is taken until this device has room: the ring bounds what waits
+            break;
+        }
+        taken++;
+        if (taken % 16 == 0) {
+            uint64_t t = pcs_now();
+            if (!stop_at)
+                stop_at = t + PCS_TURN_NS;
+            else if (t > stop_at)
+                break;
+        }
+    }
+    return taken;
+}
+
+// Collect what lanes have finished and go on with what waited behind it. Returns how much was done.
+static unsigned collect_lanes(struct pcs_serve *s)
+{
+    unsigned done = 0;
+    union pcs_slot response;
+
+    for (unsigned i = 0; i < s->devices; i++) {
+        struct pcs_device *device = s->device[i];
+        if (device->parked && pcs_lane_take(&device->lane, &response)) {
+            answer(s, &device->lane.request, &response);
+            device->parked = 0;
+            done++;
+        }
+        for (unsigned n = 0; !device->parked && device->head != device->tail && n < PCS_TURN_OPS; n++) {
+            s->current = device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS];
+            execute(s, device, &s->current);
+            done++;
+        }
+    }
+    return done;
+}
+
+/* ---- sleeping ----------------------------------------------------------------------------------------------------------- */
+
+static int front_moved(struct pcs_serve *s)
+{
+    return pcisplit_load(&s->front->state) != s->front_state;
+}
+
+static int lanes_done(struct pcs_serve *s)
+{
+    for (unsigned i = 0; i < s->devices; i++)
+        if (s->device[i]->parked && s->device[i]->lane.state == PCS_LANE_DONE)
+            return 1;
+    return 0;
+}
+
+// Something to take that can be taken now.
+static int work(struct pcs_serve *s)
+{
+    return s->serving && !s->held && pcisplit_available(&s->requests) != 0 && room(s);
+}
+
+// Sleep until something happens. Afterwards `*rang` says whether it was the doorbell.
+static void sleep_until_rung(struct pcs_serve *s, int *rang)
+{
+    pcisplit_sleep_begin(&s->back->sleeping);
+    if (work(s) || lanes_done(s) || front_moved(s) || atomic_load(&s->stop)) {
+        pcisplit_sleep_end(&s->back->sleeping);
+        return;
+    }
+    *rang = pcs_events(s, pcs_mask_left(s));
+    pcisplit_sleep_end(&s->back->sleeping);
+    pcs_unmask(s);
+}
+
+/* ---- the loop ---------------------------------------------------------------------------------------------------------- */
+
+static unsigned turn(struct pcs_serve *s)
+{
+    unsigned done = collect_lanes(s);
+    if (s->serving)
+        done += consume(s);
+    pcs_flush(s);
+    return done;
+}
+
+// A turn under the guard: an access that faults is answered `faulted`, and the loop goes on [THR-9].
+static unsigned guarded_turn(struct pcs_serve *s)
+{
+    if (sigsetjmp(s->guard.resume, 0)) {
+        if (!s->executing) {
+            end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing left to serve
+            return 0;
+        }
+        s->executing = 0;
+        s->reply.response.error = PCISPLIT_ERROR_FAULTED; // its length says how far a block got
+        answer(s, &s->current, &s->reply);
+        return 1;
+    }
+    s->guard.armed = 1;
+    unsigned done = turn(s);
+    s->guard.armed = 0;
+    return done;
+}
+
+int pcs_serve_run(struct pcs_serve *s)
+{
+    uint64_t last_work = pcs_now();
+    unsigned idle = 0, busy = 0;
+    int rang = 0, worked = 0;
+
+    pcs_guard_use(&s->guard);
+    for (;;) {
+        unsigned done = guarded_turn(s);
+        worked |= done || front_moved(s);
+        if (rang) {
+            pcs_judge_kick(s, worked);
+            worked = rang = 0;
+        }
+        if (atomic_load(&s->stop) || s->reason || front_moved(s))
+            break;
+        if (done) {
+            idle = 0;
+            last_work = 0;
+            if (++busy % LOOK_EVERY == 0)
+                pcs_events(s, 0); // interrupts are not starved by a busy ring
+            continue;
+        }
+        if (s->spin_ns && ++idle % 64) {
+            pcisplit_pause();
+            continue;
+        }
+        uint64_t t = pcs_now();
+        if (!last_work)
+            last_work = t;
+        if (t - last_work < s->spin_ns) {
+            if (idle % 1024 == 0)
+                rang = pcs_events(s, 0);
+            continue;
+        }
+        sleep_until_rung(s, &rang);
+        pcs_flush(s);
+        last_work = 0;
+    }
+    pcs_flush(s);
+    pcs_guard_use(NULL);
+    if (atomic_load(&s->stop))
+        return PCS_STOPPED;
+    if (s->reason)
+        return PCS_ENDED;
+    s->front_state = pcisplit_load(&s->front->state);
+    return PCS_FRONT_STATE;
+}
+
+void pcs_serve_stop(struct pcs_serve *s)
+{
+    uint64_t one = 1;
+    atomic_store(&s->stop, 1);
+    ssize_t written = write(s->wake_fd, &one, sizeof one);
+    (void)written;
+}
+
+void pcs_serve_end(struct pcs_serve *s, int reason)
+{
+    __atomic_store_n(&s->back->reason, reason, __ATOMIC_SEQ_CST);
+}
+
+// The back's state word; the front is kicked whether it sleeps or not, because it may wait without having said so.
+void pcs_serve_set_state(struct pcs_serve *s, uint32_t state)
+{
+    pcisplit_store(&s->back->state, state);
+    s->serving = state == PCISPLIT_STATE_CONNECTED;
+    ssize_t written = write(s->pipe_fd, "", 1);
+    (void)written;
+}

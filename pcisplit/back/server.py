@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""The trio shell: listen, meet, one nursery per session, shut down. Everything that blocks runs in a thread."""
+
+import array
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+import trio
+
+from pcisplit import wire
+from pcisplit.back.log import escape
+from pcisplit.back.registry import Peer, Registry
+from pcisplit.back.session import BackSession
+from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
+from pcisplit.messages import Hello, Reply, parse_hello_untrusted
+from pcisplit.wire import Error
+
+#: Threads for serve loops and lanes: 16 sessions of 16 devices and some.
+_THREADS = 512
+_BACKLOG = 16
+
+Log = structlog.stdlib.BoundLogger
+T = TypeVar("T")
+
+
+class Server:
+    """A backend at work. ``run`` serves until it is cancelled and then tears every session down."""
+
+    def __init__(
+        self, registry: Registry, path: Path, *, spin: float = 50e-6, allow_no_reset: bool = False
+    ) -> None:
+        self._registry, self._path = registry, path
+        self._spin, self._allow_no_reset = spin, allow_no_reset
+        self._numbers = itertools.count(1)
+        self._limiter = trio.CapacityLimiter(_THREADS)
+        self._log = structlog.get_logger("pcisplit")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled. Raises OSError and ValueError when the socket cannot be made."""
+        with listening(self._path) as raw:
+            listener = trio.socket.from_stdlib_socket(raw)
+            self._log.info("serving", socket=str(self._path), devices=", ".join(self._registry.entries))
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    connection, _ = await listener.accept()
+                    nursery.start_soon(self._connection, connection)
+
+    # -- one connection ----------------------------------------------------------------------------------------------
+
+    async def _connection(self, connection: trio.socket.SocketType) -> None:
+        with connection:
+            peer = peer_of(connection)
+            log = self._log.bind(uid=peer.uid, pid=peer.pid)
+            try:
+                self._registry.enter(peer)
+            except RemoteProtocolError as problem:
+                await self._refuse(connection, log, problem.code, str(problem))
+                return
+            try:
+                await self._meet(connection, peer, log)
+            except OSError as problem:  # the peer hung up between two of our steps
+                log.info("connection lost", problem=str(problem))
+            except Exception:  # a bug of ours ends one session, not the others [THR-3]
+                log.exception("session failed; please report this")
+            finally:
+                self._registry.leave(peer)
+
+    async def _meet(self, connection: trio.socket.SocketType, peer: Peer, log: Log) -> None:
+        hello = await self._hello(connection, log)
+        if hello is None:
+            return
+        number = next(self._numbers)
+        try:
+            entries, needs = self._registry.claim(hello, peer, number)
+        except RemoteProtocolError as problem:
+            await self._refuse(connection, log, problem.code, str(problem))
+            return
+        session = BackSession(number, hello, entries, needs, self._registry.dma_limit, self._spin)
+        log = log.bind(session=number, driver=escape(hello.driver))
+        try:
+            await self._session(connection, session, log)
+        finally:
+            # Cancelled or not: a session that was opened is torn down to the end, in a thread that nothing interrupts.
+            with trio.CancelScope(shield=True):
+                await self._close(session, log)
+            self._registry.release(entries)
+
+    async def _hello(self, connection: trio.socket.SocketType, log: Log) -> Hello | None:
+        """The hello, or None after the refusal. Plain recv: descriptors that come along are dropped by the kernel [MEET-12]."""
+        data = b""
+        with trio.move_on_after(wire.HELLO_TIMEOUT_MS / 1000) as deadline:
+            data = await connection.recv(wire.HELLO_MAX + 1)
+        if deadline.cancelled_caught:
+            await self._refuse(connection, log, Error.TIMEOUT, "no hello within 1 s: send it right after connecting")
+            return None
+        if not data:
+            return None
+        try:
+            return parse_hello_untrusted(data)
+        except RemoteProtocolError as problem:
+            await self._refuse(connection, log, problem.code, str(problem))
+            return None
+
+    async def _refuse(self, connection: trio.socket.SocketType, log: Log, code: Error, text: str) -> None:
+        log.info("refused", error=error_name(code), why=escape(text, 240))
+        with trio.move_on_after(1), contextlib.suppress(OSError):
+            await connection.send(Reply(code, text).to_bytes())
+
+    # -- one session -------------------------------------------------------------------------------------------------
+
+    async def _session(self, connection: trio.socket.SocketType, session: BackSession, log: Log) -> None:
+        try:
+            boot_info, fds = await self._in_thread(session.open)
+        except (DeviceError, OSError, ValueError) as problem:
+            code = problem.code if isinstance(problem, DeviceError) else Error.DEVICE_FAILED
+            await self._refuse(connection, log, code, str(problem))
+            return
+        log.info("session", devices=", ".join(entry.name for entry in session.entries))
+        reply = Reply(boot_info=boot_info, fds=len(fds), minor=0).to_bytes()
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())
+        with trio.fail_after(1):
+            await connection.sendmsg([reply], [rights])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, connection, session, log)
+            for lane in session.lanes:
+                nursery.start_soon(self._in_thread, lane.run)
+            nursery.start_soon(self._stop_when_cancelled, session)
+            await self._in_thread(session.serve)
+            session.stop_lanes()
+            nursery.cancel_scope.cancel()
+
+    async def _watch(self, connection: trio.socket.SocketType, session: BackSession, log: Log) -> None:
+        """The socket says one thing after the meeting: that the peer is gone [LIFE-4, MEET-13]."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = await connection.recv(1)
+        if data:
+            log.info("front wrote to the socket after its hello")
+            session.end(Error.BAD_REQUEST)
+        session.stop()
+
+    async def _stop_when_cancelled(self, session: BackSession) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            session.stop()
+            session.stop_lanes()
+
+    async def _close(self, session: BackSession, log: Log) -> None:
+        teardown = await self._in_thread(session.close)
+        if self._allow_no_reset:
+            for entry in session.entries:
+                entry.quarantined = ""
+        for step in teardown.problems:
+            log.warning("teardown", step=step.name, device=step.device, problem=step.problem)
+        refusals = {name: counts for name, counts in session.refusals.items() if counts}
+        log.info("session over", reason=error_name(session.reason), problems=len(teardown.problems), refused=refusals)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def peer_of(connection: trio.socket.SocketType) -> Peer:
+    """Who connected, as the kernel says."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return Peer(*struct.unpack("3i", raw))
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A listening SOCK_SEQPACKET socket at `path`, removed afterwards."""
+    make_directory(path.parent)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        remove_stale(path)
+        sock.bind(str(path))
+        path.chmod(0o660)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+        yield sock
+    finally:
+        sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def make_directory(folder: Path) -> None:
+    """The socket's directory, made if it is not there, refused if others may look into it [MEET-1]. Raises ValueError."""
+    if not folder.exists():
+        folder.mkdir(mode=0o750, parents=True)
+        folder.chmod(0o750)
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        text = f"the socket's directory {folder} has mode {mode:04o}, so others may reach the socket"
+        raise ValueError(f"{text}; use a directory of its own (chmod 0750), such as /run/pcisplit")
+
+
+def remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens at any more. Raises ValueError when somebody does or it is no socket."""
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise ValueError(f"{path} is there and is not a socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ValueError(f"another backend listens at {path}; stop it or choose another path")
+
+
+async def serve_until_signal(server: Server) -> None:
+    """Run until SIGTERM or SIGINT, then tear down."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            async for number in signals:
+                structlog.get_logger("pcisplit").info("stopping", signal=signal.Signals(number).name, pid=os.getpid())
+                nursery.cancel_scope.cancel()
+                break
