@@ -6,12 +6,13 @@ Methods may sleep; they are called from the device's lane or during acquire and 
 method that fails raises DeviceError with the wire code that the front is told.
 """
 
+import dataclasses
 import enum
 import mmap
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from pcisplit.wire import BarFlag
+from pcisplit.wire import BarFlag, ResetMethod
 
 
 class AreaKind(enum.IntEnum):
@@ -39,7 +40,8 @@ class Area(NamedTuple):
     write_ns: int = 0
 
 
-class BarInfo(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class BarInfo:
     """One BAR that the device has: `size` in octets, `areas` sorted and without overlap."""
 
     index: int
@@ -88,8 +90,8 @@ class Device(Protocol):
     def disable_msi(self) -> None:
         """Stop all vectors; no signal comes after this returns. Nothing to do when none is enabled."""
 
-    def reset(self) -> str:
-        """Reset the device; returns the method (``vfio``, ``model``). DeviceError(NO_RESET) if it has none."""
+    def reset(self) -> ResetMethod:
+        """Reset the device; returns the method used. DeviceError(NO_RESET) if it has none."""
 
     def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
         """Let the device reach `size` octets at `iova`: the memory at `address` of this process, octet 0 of memfd `fd`."""

@@ -86,7 +86,7 @@ class Lane:
             else:
                 self.core.lane_finish(Error.SUCCESS, value=value, length=self._moved)
 
-    # -- configuration space -----------------------------------------------------------------------------------------
+    # -- configuration space ----------------------------------------------------------------------------------
 
     def _config_read(self, request: Request) -> int:
         """Byte-exact: octets that the policy holds come from it, the others from the device [CFG-2]."""
@@ -114,7 +114,7 @@ class Lane:
         now = self.device.config_read(pci.COMMAND, 2)
         self.device.config_write(pci.COMMAND, 2, (now & ~passed) | (front & passed))
 
-    # -- BARs ------------------------------------------------------------------------------------------------------------
+    # -- BARs -------------------------------------------------------------------------------------------------
 
     def _bar_read(self, request: Request) -> int:
         return self.device.bar_read(request.region, request.offset, request.width)
@@ -157,7 +157,7 @@ class Lane:
         self.device.bar_write(bar, offset, width, value)
         return 0
 
-    # -- interrupts --------------------------------------------------------------------------------------------------------
+    # -- interrupts -------------------------------------------------------------------------------------------
 
     def _check_vectors(self, request: Request) -> None:
         if request.count != 1 or request.vector + request.count > len(self._vectors):
@@ -189,7 +189,7 @@ class Lane:
             self.core.enable_vector(vector, False)
         self._msi_on = False
 
-    # -- reset ---------------------------------------------------------------------------------------------------------------
+    # -- reset ------------------------------------------------------------------------------------------------
 
     def _reset(self, request: Request) -> int:
         """Quiesce, reset, just-acquired state, next generation [LIFE-21]."""
@@ -206,12 +206,8 @@ class Lane:
         finally:
             self.generation += 1
             self.core.set_state(DeviceState.ACQUIRED, self.generation)
-        self._log("reset", device=self.device.spec, method=method, generation=self.generation)
-        return RESET_METHODS.get(method, 0)
-
-
-#: `value` of the answer to a reset, by the method the device used [LIFE-21].
-RESET_METHODS = {"model": 1, "vfio": 2, "bus": 3}
+        self._log("reset", device=self.device.spec, method=method.name.lower(), generation=self.generation)
+        return method
 
 
 def bulk_views(f2b: mmap.mmap, b2f: mmap.mmap, offsets: tuple[int, ...], size: int) -> tuple[memoryview, memoryview]:

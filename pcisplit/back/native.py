@@ -31,10 +31,19 @@ class CoreDevice:
             for view in self._views:
                 ffi.release(view)
 
-    # -- set-up ----------------------------------------------------------------------------------------------------
+    # -- set-up -----------------------------------------------------------------------------------------------
 
     def set_config(self, tables: Tables, vectors: int) -> None:
-        for which, table in enumerate(tables[:7]):
+        order = (
+            tables.value,
+            tables.from_device,
+            tables.write,
+            tables.to_device,
+            tables.quiet,
+            tables.zero,
+            tables.rule,
+        )
+        for which, table in enumerate(order):
             ffi.memmove(lib.pcs_device_table(self.raw, which), table, len(table))
         lib.pcs_device_shape(self.raw, len(tables.value), vectors)
 
@@ -58,7 +67,7 @@ class CoreDevice:
     def set_vector(self, vector: int, fd: int) -> None:
         lib.pcs_device_vector(self.raw, vector, fd)
 
-    # -- while it runs -----------------------------------------------------------------------------------------------
+    # -- while it runs ----------------------------------------------------------------------------------------
 
     def set_state(self, state: DeviceState, generation: int) -> None:
         lib.pcs_device_set(self.raw, state, generation)
@@ -71,7 +80,7 @@ class CoreDevice:
         return int.from_bytes(ffi.buffer(lib.pcs_device_table(self.raw, 0) + offset, width)[:], "little")
 
     def config_is_virtual(self, offset: int) -> bool:
-        return lib.pcs_device_table(self.raw, 1)[offset] == 0
+        return bool(lib.pcs_device_table(self.raw, 1)[offset] == 0)
 
     def config_apply(self, offset: int, width: int, value: int) -> None:
         lib.pcs_device_config_apply(self.raw, offset, width, value)
@@ -90,7 +99,7 @@ class CoreDevice:
         counts = {rule: int(lib.pcs_device_hits(self.raw, rule)) for rule in Rule}
         return {rule: count for rule, count in counts.items() if count}
 
-    # -- the lane ------------------------------------------------------------------------------------------------------
+    # -- the lane ---------------------------------------------------------------------------------------------
 
     def lane_wait(self) -> Request | None:
         """The next request for the lane, or None when it was stopped. Blocks without the GIL."""

@@ -92,14 +92,27 @@ def compile_tables(config: bytes, bars: Sequence[BarInfo]) -> Tables:
     rule = bytearray([Rule.GAP] * min(size, pci.CONFIG_SIZE) + [Rule.EXTENDED] * max(0, size - pci.CONFIG_SIZE))
     for field in fields:
         span = slice(field.offset, field.offset + field.size)
-        for table, mask in ((write, field.write), (to_device, field.to_device), (quiet, field.quiet), (zero, field.zero)):
+        for table, mask in (
+            (write, field.write),
+            (to_device, field.to_device),
+            (quiet, field.quiet),
+            (zero, field.zero),
+        ):
             table[span] = mask.to_bytes(field.size, "little")
         from_device[span] = bytes([field.from_device]) * field.size
         rule[span] = bytes([field.rule]) * field.size
         if field.init is not None:
             value[span] = field.init.to_bytes(field.size, "little")
-    tables = (value, from_device, write, to_device, quiet, zero, rule)
-    return Tables(*map(bytes, tables), addresses=addresses)
+    return Tables(
+        value=bytes(value),
+        from_device=bytes(from_device),
+        write=bytes(write),
+        to_device=bytes(to_device),
+        quiet=bytes(quiet),
+        zero=bytes(zero),
+        rule=bytes(rule),
+        addresses=addresses,
+    )
 
 
 def virtual_addresses(bars: Sequence[BarInfo]) -> dict[int, int]:
@@ -124,7 +137,9 @@ def _capability_fields(config: bytes) -> list[Field]:
 
 
 def _bar_fields(bars: Sequence[BarInfo], addresses: dict[int, int]) -> list[Field]:
-    registers = {index: Field(pci.BAR0 + 4 * index, 4, Rule.BAR, init=0, quiet=0xFFFFFFFF) for index in range(BAR_COUNT)}
+    registers = {
+        index: Field(pci.BAR0 + 4 * index, 4, Rule.BAR, init=0, quiet=0xFFFFFFFF) for index in range(BAR_COUNT)
+    }
     for bar in bars:
         offset, wide = pci.BAR0 + 4 * bar.index, bool(bar.flags & BarFlag.MEM64)
         flags = pci.BAR_IO if bar.flags & BarFlag.IO else 0

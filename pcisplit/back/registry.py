@@ -81,7 +81,9 @@ class Registry:
         )
         entries = [self._entry(need.name) for need in needs]
         if not entries:
-            raise RemoteProtocolError(Error.UNKNOWN_DEVICE, f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}")
+            raise RemoteProtocolError(
+                Error.UNKNOWN_DEVICE, f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}"
+            )
         for entry in entries:
             self._check_right(entry, peer)
         for entry in entries:
@@ -105,7 +107,9 @@ class Registry:
 
     def _check_right(self, entry: Entry, peer: Peer) -> None:
         if not entry.allows(peer, self._own_uid):
-            text = f"uid {peer.uid}, gid {peer.gid} may not have {entry.name}; serve it with uid={peer.uid} to allow that"
+            text = (
+                f"uid {peer.uid}, gid {peer.gid} may not have {entry.name}; serve it with uid={peer.uid} to allow that"
+            )
             raise RemoteProtocolError(Error.ACCESS_DENIED, text)
 
     def _check_free(self, entry: Entry, asked: Sequence[Entry]) -> None:
@@ -123,7 +127,9 @@ class Registry:
     def _check_dma(self, hello: Hello, devices: int) -> None:
         if hello.dma_bytes not in (0, wire.DMA_ALL) and hello.dma_bytes > self.dma_limit:
             plural = "s" if devices > 1 else ""
-            text = f"driver {hello.driver!r} needs {mebibytes(hello.dma_bytes)} of DMA memory for {devices} device{plural}"
+            text = (
+                f"driver {hello.driver!r} needs {mebibytes(hello.dma_bytes)} of DMA memory for {devices} device{plural}"
+            )
             more = f"serve was given {mebibytes(self.dma_limit)}: use --dma {-(-hello.dma_bytes // (1 << 20))}M"
             raise RemoteProtocolError(Error.DMA_TOO_LARGE, f"{text}; {more}")
 

@@ -35,9 +35,7 @@ T = TypeVar("T")
 class Server:
     """A backend at work. ``run`` serves until it is cancelled and then tears every session down."""
 
-    def __init__(
-        self, registry: Registry, path: Path, *, spin: float = 50e-6, allow_no_reset: bool = False
-    ) -> None:
+    def __init__(self, registry: Registry, path: Path, *, spin: float = 50e-6, allow_no_reset: bool = False) -> None:
         self._registry, self._path = registry, path
         self._spin, self._allow_no_reset = spin, allow_no_reset
         self._numbers = itertools.count(1)
@@ -55,7 +53,7 @@ class Server:
                     connection, _ = await listener.accept()
                     nursery.start_soon(self._connection, connection)
 
-    # -- one connection ----------------------------------------------------------------------------------------------
+    # -- one connection ---------------------------------------------------------------------------------------
 
     async def _connection(self, connection: trio.socket.SocketType) -> None:
         with connection:
@@ -116,7 +114,7 @@ class Server:
         with trio.move_on_after(1), contextlib.suppress(OSError):
             await connection.send(Reply(code, text).to_bytes())
 
-    # -- one session -------------------------------------------------------------------------------------------------
+    # -- one session ------------------------------------------------------------------------------------------
 
     async def _session(self, connection: trio.socket.SocketType, session: BackSession, log: Log) -> None:
         try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One session, back side: acquire, describe, serve, tear down. Blocking; the trio shell calls it in threads."""
 
+import functools
 import mmap
 import os
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class BackSession:
         self._state = State.UNKNOWN
         self._bell: Doorbells | None = None
 
-    # -- opening ---------------------------------------------------------------------------------------------------
+    # -- opening ----------------------------------------------------------------------------------------------
 
     def open(self) -> tuple[bytes, list[int]]:
         """Acquire everything. Returns the boot-info block and the descriptors it refers to; ``close`` on any exception."""
@@ -158,7 +159,9 @@ class BackSession:
             generation=1,
             config_size=len(config),
             flags=DeviceFlag.RESETTABLE if device.resettable else DeviceFlag(0),
-            bars=tuple(bootinfo.Bar(bar.index, bar.size, bar.flags, tables.addresses[bar.index]) for bar in device.bars),
+            bars=tuple(
+                bootinfo.Bar(bar.index, bar.size, bar.flags, tables.addresses[bar.index]) for bar in device.bars
+            ),
             vectors=tuple(
                 bootinfo.Vector(vector, VectorType.MSI, need.mode, state_offset + _COUNTERS + 8 * vector, fd)
                 for vector, fd in enumerate(places)
@@ -193,7 +196,7 @@ class BackSession:
             devices=devices,
         )
 
-    # -- serving -----------------------------------------------------------------------------------------------------
+    # -- serving ----------------------------------------------------------------------------------------------
 
     def _step(self, state: State) -> None:
         assert self._serve is not None
@@ -237,7 +240,7 @@ class BackSession:
         for core in self._cores:
             core.lane_stop()
 
-    # -- closing -----------------------------------------------------------------------------------------------------
+    # -- closing ----------------------------------------------------------------------------------------------
 
     def close(self) -> Teardown:
         """The safe order of lifecycle.md; the loop and the lanes have come back. Never raises; marks what is quarantined."""
@@ -249,9 +252,9 @@ class BackSession:
         done.step("detach doorbells", self._close_kick)
         devices = [(entry, entry.device, entry.device.spec) for entry in self._acquired]
         for _, device, spec in devices:
-            done.step("master off", lambda device=device: master_off(device), spec)
+            done.step("master off", functools.partial(master_off, device), spec)
         for _, device, spec in devices:
-            done.step("transactions", lambda device=device: wait_transactions(device), spec)
+            done.step("transactions", functools.partial(wait_transactions, device), spec)
         for _, device, spec in devices:
             done.step("interrupts off", device.disable_msi, spec)
         for entry, device, spec in devices:
@@ -295,6 +298,3 @@ class BackSession:
 def read_config(device: Device) -> bytes:
     """All of a device's configuration space, by reads of 4 octets."""
     return b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, device.config_size, 4))
-
-
-

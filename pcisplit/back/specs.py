@@ -62,7 +62,9 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
     if colon and kind == "model":
         return make_model(rest, spec.options)
     if spec.options:
-        raise ValueError(f"--device {spec.name}: unknown option {next(iter(spec.options))!r}; there are id, uid, gid, tender")
+        raise ValueError(
+            f"--device {spec.name}: unknown option {next(iter(spec.options))!r}; there are id, uid, gid, tender"
+        )
     if colon and kind == "dump":
         return DumpModel(rest)
     return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host)

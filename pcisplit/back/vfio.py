@@ -44,7 +44,7 @@ from pcisplit.pci import (
     Bdf,
     find_capability,
 )
-from pcisplit.wire import BarFlag, Error
+from pcisplit.wire import BarFlag, Error, ResetMethod
 
 # The backend's bits of COMMAND; the others keep the values that the firmware and the kernel gave them.
 _OURS = COMMAND_IO | COMMAND_MEM | COMMAND_MASTER | COMMAND_INTX_DISABLE
@@ -236,7 +236,7 @@ class VfioDevice(Device):
         request = abi.IrqSet(flags=flags, index=abi.VFIO_PCI_MSI_IRQ_INDEX, start=0, count=len(eventfds))
         self._ioctl("setting its MSI", abi.VFIO_DEVICE_SET_IRQS, abi.with_fds(request, eventfds))
 
-    def reset(self) -> str:
+    def reset(self) -> ResetMethod:
         if not self.resettable or self._group is None:
             raise DeviceError(Error.NO_RESET, f"{self.spec}: neither it nor its bus can be reset alone")
         # The kernel saves COMMAND before the reset and restores it after: MASTER must be off before, too.
@@ -245,11 +245,11 @@ class VfioDevice(Device):
         try:
             if self._reset_by_vfio:
                 self._ioctl("its reset", abi.VFIO_DEVICE_RESET, 0)
-                return "vfio"
+                return ResetMethod.FUNCTION
             fds = self._group.hot_reset_fds()
             request = abi.with_fds(abi.PciHotReset(count=len(fds)), fds)
             self._ioctl("the reset of its bus", abi.VFIO_DEVICE_PCI_HOT_RESET, request)
-            return "bus"
+            return ResetMethod.BUS
         finally:
             self._settle()
 

@@ -31,7 +31,9 @@ _UNSAFE_INTERRUPTS = (
 )
 
 # What VFIO_SET_IOMMU means by EPERM.
-_NO_REMAPPING = ": interrupts are not remapped, so a device could raise any; boot without intremap=off, or use another host"
+_NO_REMAPPING = (
+    ": interrupts are not remapped, so a device could raise any; boot without intremap=off, or use another host"
+)
 
 # Drivers that leave a group usable by VFIO (driver_managed_dma in drivers/pci); a member without a driver does as well.
 _HARMLESS_DRIVERS = ("vfio-pci", "pcieport", "shpchp", "pci-stub")

@@ -13,7 +13,7 @@ from pcisplit.back.models.iommu import SoftwareIommu
 from pcisplit.back.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
-from pcisplit.wire import BarFlag, Error
+from pcisplit.wire import BarFlag, Error, ResetMethod
 
 
 def take_options(options: Mapping[str, str], allowed: Mapping[str, str]) -> dict[str, str]:
@@ -47,7 +47,7 @@ class ModelDevice:
         self._worker: threading.Thread | None = None
         self.stopping = threading.Event()  #: set when the device is closed: whatever waits, stops
 
-    # -- life ------------------------------------------------------------------------------------------------------
+    # -- life -------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
         self.stopping.clear()
@@ -80,16 +80,16 @@ class ModelDevice:
     def shutdown(self) -> None:
         self.close()
 
-    def reset(self) -> str:
+    def reset(self) -> ResetMethod:
         if not self.resettable:
             raise DeviceError(Error.NO_RESET, f"{self.spec} has no reset")
         self._reset_registers()
-        return "model"
+        return ResetMethod.MODEL
 
     def _reset_registers(self) -> None:
         """Registers to their values after a reset. Subclasses extend."""
 
-    # -- configuration space -----------------------------------------------------------------------------------------
+    # -- configuration space ----------------------------------------------------------------------------------
 
     def config_read(self, offset: int, width: int) -> int:
         return int.from_bytes(self._config[offset : offset + width], "little")
@@ -98,7 +98,7 @@ class ModelDevice:
         self._config[offset : offset + width] = value.to_bytes(width, "little")
         self.iommu.master = bool(self.config_read(pci.COMMAND, 2) & pci.COMMAND_MASTER)
 
-    # -- memory --------------------------------------------------------------------------------------------------------
+    # -- memory -----------------------------------------------------------------------------------------------
 
     def _memory_area(self, size: int, read_ns: int = 0, write_ns: int = 0) -> Area:
         """A MAPPED area of `size` octets at 0, zeroed."""
@@ -116,7 +116,7 @@ class ModelDevice:
     def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
         raise DeviceError(Error.INVALID_OFFSET, f"{self.spec} has no register at {offset:#x} of BAR {bar}")
 
-    # -- interrupts ------------------------------------------------------------------------------------------------------
+    # -- interrupts -------------------------------------------------------------------------------------------
 
     def enable_msi(self, eventfds: Sequence[int]) -> None:
         with self._msi_lock:
@@ -132,7 +132,7 @@ class ModelDevice:
             if vector < len(self._msi):
                 signal_eventfd(self._msi[vector])
 
-    # -- DMA ---------------------------------------------------------------------------------------------------------------
+    # -- DMA --------------------------------------------------------------------------------------------------
 
     def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
         self.iommu.map(iova, size, fd)
@@ -140,7 +140,7 @@ class ModelDevice:
     def unmap_dma(self) -> int:
         return self.iommu.unmap_all()
 
-    # -- work that takes time ------------------------------------------------------------------------------------------------
+    # -- work that takes time ---------------------------------------------------------------------------------
 
     def later(self, job: Callable[[], None]) -> None:
         """Run `job` in the model's worker, after the jobs before it."""

@@ -60,7 +60,7 @@ class EduModel(ModelDevice):
             self._registers = dict.fromkeys((R_LIVENESS, R_FACTORIAL, R_STATUS, R_IRQ_STATUS, *_DMA_REGISTERS), 0)
             self._buffer[:] = bytes(BUFFER_SIZE)
 
-    # -- registers -----------------------------------------------------------------------------------------------------
+    # -- registers --------------------------------------------------------------------------------------------
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
         ones = (1 << (8 * width)) - 1
@@ -98,7 +98,7 @@ class EduModel(ModelDevice):
         if offset == R_DMA_COMMAND:
             self.later(self._dma)
 
-    # -- what takes time -------------------------------------------------------------------------------------------------
+    # -- what takes time --------------------------------------------------------------------------------------
 
     def _factorial(self, n: int) -> None:
         result = 1
