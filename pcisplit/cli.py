@@ -13,7 +13,7 @@ from pcisplit.errors import PcisplitError
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """Octets, with K, M or G for powers of 1024."""
 
     name = "size"
@@ -74,7 +74,7 @@ def serve(devices: tuple[str, ...], path: Path, dma: int, spin: float, allow_no_
     import trio
 
     from pcisplit.back import log
-    from pcisplit.back.guard import harden
+    from pcisplit.back.harden import harden
     from pcisplit.back.server import serve_until_signal
     from pcisplit.back.specs import make_server
 
@@ -91,7 +91,9 @@ def serve(devices: tuple[str, ...], path: Path, dma: int, spin: float, allow_no_
 
 
 @main.command()
-@click.option("--socket", "path", type=click.Path(path_type=Path), help="Drive the edu device of this backend, not our own.")
+@click.option(
+    "--socket", "path", type=click.Path(path_type=Path), help="Drive the edu device of this backend, not our own."
+)
 @click.option("--device", "name", default="edu0", show_default=True, help="Name of the device there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(path: Path | None, name: str, as_json: bool) -> None:

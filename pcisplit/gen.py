@@ -94,12 +94,25 @@ def c_header() -> str:
                 f"_Static_assert(offsetof(struct pcisplit_{name}, {field.name}) == {field.offset}, "
                 f'"{name}.{field.name} is at {field.offset}");'
             )
-        lines += [f'_Static_assert(sizeof(struct pcisplit_{name}) == {record.sizeof()}, "{name} is {record.sizeof()}");', ""]
+        lines += [
+            f'_Static_assert(sizeof(struct pcisplit_{name}) == {record.sizeof()}, "{name} is {record.sizeof()}");',
+            "",
+        ]
     return "\n".join([*lines, "#endif", ""])
 
 
 def spec_tables() -> str:
-    lines = ["# Tables", "", NOTE, "All numbers are little-endian.", "", "## Constants", "", "| name | value |", "|---|---|"]
+    lines = [
+        "# Tables",
+        "",
+        NOTE,
+        "All numbers are little-endian.",
+        "",
+        "## Constants",
+        "",
+        "| name | value |",
+        "|---|---|",
+    ]
     lines += [f"| {name.lower()} | {value} ({value:#x}) |" for name, value in wire.CONSTANTS.items()]
     for members in wire.ENUMS.values():
         if members is wire.Error:
@@ -111,7 +124,13 @@ def spec_tables() -> str:
         retry = "yes" if meaning.retry else "no"
         lines.append(f"| {error.value} | `{error.name.lower()}` | {meaning.sentence} | {retry} |")
     for name, record in wire.RECORDS.items():
-        lines += ["", f"## Record `{name}`, {record.sizeof()} octets", "", "| octet | size | field | meaning |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## Record `{name}`, {record.sizeof()} octets",
+            "",
+            "| octet | size | field | meaning |",
+            "|---|---|---|---|",
+        ]
         lines += [f"| {f.offset} | {f.size} | `{f.name}` | {f.text} |" for f in fields(record)]
     lines += ["", *state_tables()]
     return "\n".join([*lines, ""])
@@ -139,7 +158,7 @@ def _title(state: wire.State) -> str:
     return state.name.title().replace("_", "")
 
 
-def _number(member: enum.IntEnum | enum.IntFlag) -> str:
+def _number(member: Any) -> str:
     return f"{member.value:#x}" if isinstance(member, enum.IntFlag) or member.value > 31 else str(member.value)
 
 

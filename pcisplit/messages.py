@@ -243,7 +243,9 @@ def parse_hello_untrusted(data: bytes) -> Hello:
         raise RemoteProtocolError(bad, f"the hello is {len(data)} octets long; it has {size} to {wire.HELLO_MAX}")
     # Magic and version first: another version may have laid out the rest differently.
     if int.from_bytes(data[0:4], "little") != wire.HELLO_MAGIC:
-        raise RemoteProtocolError(bad, f"the hello begins with {data[0:4].hex()}, not with 'PCSH': is this a pcisplit front?")
+        raise RemoteProtocolError(
+            bad, f"the hello begins with {data[0:4].hex()}, not with 'PCSH': is this a pcisplit front?"
+        )
     major = int.from_bytes(data[4:6], "little")
     if major != wire.MAJOR:
         text = f"the front speaks version {major}, this back {wire.MAJOR}.{wire.MINOR}: update the older of the two"
@@ -257,6 +259,8 @@ def parse_hello_untrusted(data: bytes) -> Hello:
         raise RemoteProtocolError(bad, f"a hello asks for at most {wire.MAX_DEVICES} devices, not {head['devices']}")
     if not 12 <= head["dma_bits"] <= 64:
         raise RemoteProtocolError(bad, f"dma_bits is 12 to 64, not {head['dma_bits']}")
+    if head["required"] & ~head["features"]:
+        raise RemoteProtocolError(bad, "the hello requires features that it does not offer")
     needs = tuple(_parse_need_untrusted(data[at : at + record]) for at in range(size, len(data), record))
     if len({need.name for need in needs}) != len(needs):
         raise RemoteProtocolError(bad, "the hello asks for one device twice")

@@ -154,7 +154,7 @@ def _bad() -> list[Vector]:
         ("hello-dma-bits", "hello", "no address bits", _patched(hello, 14, b"\0"), Error.MALFORMED_HELLO),
         ("boot-info-magic", "boot_info", "not a boot-info block", _patched(boot, 0, b"ELF\0"), Error.OP_FAILED),
         ("boot-info-records", "boot_info", "more records than octets", _patched(boot, 12, b"\xff"), Error.OP_FAILED),
-        ("boot-info-ring", "boot_info", "a ring outside its region", _patched(boot, 64 + 3 * 128 + 16, b"\0\0\2"), Error.OP_FAILED),
+        ("boot-info-ring", "boot_info", "a ring beyond its region", _patched(boot, 464, b"\0\0\2"), Error.OP_FAILED),
     ]  # fmt: skip
     return [Vector(f"bad-{name}", kind, text, octets, error) for name, kind, text, octets, error in cases]
 

@@ -16,7 +16,7 @@ from construct import Bytes, Const, ConstructError, Int8ul, Int16sl, Int16ul, In
 #: What parsing a record raises; named here so that construct stays confined to this file.
 ParseError = ConstructError
 
-# --- versioning.md ---------------------------------------------------------------------------------------------------
+# --- versioning.md -------------------------------------------------------------------------------------------
 
 MAJOR = 1
 MINOR = 0
@@ -42,7 +42,7 @@ class Feature(enum.IntFlag):
 
 BUILT = Feature.BLOCK | Feature.EVENTS | Feature.MSI_RELAYED | Feature.MSI_DIRECT | Feature.RESET
 
-# --- limits: one table; the rules behind them are in meeting.md, region.md, dma.md ------------------------------------
+# --- limits: one table; the rules behind them are in meeting.md, region.md, dma.md ---------------------------
 
 SLOT_SIZE = 64
 REQUEST_SLOTS = 256
@@ -244,6 +244,14 @@ class BarFlag(enum.IntFlag):
     PREFETCHABLE = 1 << 2
 
 
+class ResetMethod(enum.IntEnum):
+    """`value` of the answer to a reset [LIFE-21]."""
+
+    MODEL = 1  #: a model's own
+    FUNCTION = 2  #: function level reset or what the kernel has for the one function
+    BUS = 3  #: reset of a bus with no other session's device on it
+
+
 class DeviceFlag(enum.IntFlag):
     RESETTABLE = 1 << 0
 
@@ -259,7 +267,7 @@ class VectorMode(enum.IntEnum):
     DIRECT = 1
 
 
-# --- region.md: slots of the rings ------------------------------------------------------------------------------------
+# --- region.md: slots of the rings --------------------------------------------------------------------------
 
 REQUEST = Struct(
     "op" / Int16ul * "operation code",
@@ -302,7 +310,7 @@ EVENT = Struct(
     "reserved" / Const(bytes(40)),
 )
 
-# --- region.md: headers of the two regions. A line is 64 octets and has one writer. ------------------------------------
+# --- region.md: headers of the two regions. A line is 64 octets and has one writer. --------------------------
 
 F2B_MAGIC = 0x31423246  # "F2B1"
 B2F_MAGIC = 0x31463242  # "B2F1"
@@ -358,7 +366,7 @@ DEVICE_STATE = Struct(
     "counters" / Int64ul[MAX_VECTORS] * "interrupts relayed, by vector",
 )
 
-# --- meeting.md -------------------------------------------------------------------------------------------------------
+# --- meeting.md ----------------------------------------------------------------------------------------------
 
 HELLO_MAGIC = 0x48534350  # "PCSH"
 REPLY_MAGIC = 0x52534350  # "PCSR"
@@ -398,7 +406,7 @@ REPLY = Struct(
     "reserved" / Const(bytes(8)),
 )
 
-# --- boot-info.md: one header, then records of 128 octets ---------------------------------------------------------------
+# --- boot-info.md: one header, then records of 128 octets ----------------------------------------------------
 
 BOOT_INFO = Struct(
     "magic" / Int32ul * "0x42534350",
@@ -533,7 +541,6 @@ BOOT_RECORDS = {
 }
 
 
-
 def blank(record: Struct) -> dict[str, object]:
     """A value of `record` that builds to zeros, magic fields included."""
     return dict(record.parse(bytes(record.sizeof())))
@@ -556,6 +563,7 @@ ENUMS = {
     "DOORBELL": DoorbellType,
     "BAR": BarFlag,
     "DEVFLAG": DeviceFlag,
+    "METHOD": ResetMethod,
     "VECTOR": VectorType,
     "MODE": VectorMode,
 }

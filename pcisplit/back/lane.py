@@ -50,8 +50,10 @@ class Lane:
         bulk_in: memoryview,
         bulk_out: memoryview,
         log: LimitedLog,
+        shared: bool,
     ) -> None:
         self.device, self.core = device, core
+        self._shared = shared  # with another device of the session in its IOMMU group, and perhaps its reset
         self.generation = 1
         self._tables, self._vectors, self._log = tables, vectors, log
         self._bulk_in, self._bulk_out = bulk_in, bulk_out
@@ -193,8 +195,9 @@ class Lane:
 
     def _reset(self, request: Request) -> int:
         """Quiesce, reset, just-acquired state, next generation [LIFE-21]."""
-        if not self.device.resettable:
-            raise DeviceError(Error.NO_RESET, f"{self.device.spec} has no reset")
+        if not self.device.resettable or self._shared:
+            why = "shares its group, and so its reset, with another device" if self._shared else "has no reset"
+            raise DeviceError(Error.NO_RESET, f"{self.device.spec} {why}")
         self._reset_quota.take()
         self.core.set_state(DeviceState.RESETTING, self.generation)
         try:

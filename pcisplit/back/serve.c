@@ -64,6 +64,7 @@ static void answer(struct pcs_serve *s, const union pcs_slot *request, const uni
 // Execute one request now, or give it to its device's lane and park the device.
 static void execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request)
 {
+    s->current = *request;
     s->executing = 1;
     enum pcs_verdict verdict = pcs_execute(s, device, request, &s->reply);
     s->executing = 0;
@@ -97,18 +98,18 @@ static unsigned consume(struct pcs_serve *s)
                 end(s, PCISPLIT_ERROR_RING_OVERRUN);
             if (available <= 0 || !room(s))
                 break;
-            pcisplit_take(&s->requests, &s->current.raw);
+            pcisplit_take(&s->requests, &s->next.raw);
             pcs_count(&s->back->requests);
-            if (!is_posted(&s->current))
+            if (!is_posted(&s->next))
                 s->unanswered++;
         }
         s->held = 0;
-        unsigned index = s->current.request.device;
+        unsigned index = s->next.request.device;
         struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
         if (!device || (!device->parked && device->head == device->tail)) {
-            execute(s, device, &s->current);
+            execute(s, device, &s->next);
         } else if (device->tail - device->head < PCISPLIT_REQUEST_SLOTS) {
-            device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->current;
+            device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->next;
         } else {
             s->held = 1; // nothing more is taken until this device has room: the ring bounds what waits
             break;
@@ -139,8 +140,7 @@ static unsigned collect_lanes(struct pcs_serve *s)
             done++;
         }
         for (unsigned n = 0; !device->parked && device->head != device->tail && n < PCS_TURN_OPS; n++) {
-            s->current = device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS];
-            execute(s, device, &s->current);
+            execute(s, device, &device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS]);
             done++;
         }
     }

@@ -108,7 +108,8 @@ struct pcs_serve {
     int serving;          /* the back is Connected [LIFE-3] */
     int reason;           /* error code that ends the session */
     int notify;           /* something was stored that the front may wait for */
-    int held;             /* `current` was taken but its device's queue is full */
+    int held;             /* `next` was taken but its device's queue is full */
+    union pcs_slot next;
     int executing;        /* a fault now is the fault of `current` */
     union pcs_slot current, reply; /* the request being executed and its answer: a fault must find them */
     _Atomic int stop;

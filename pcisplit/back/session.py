@@ -127,7 +127,8 @@ class BackSession:
             core.set_vector(vector, -1 if direct else fd)
         self._serve.add(core, state_offset)
         core.set_state(DeviceState.ACQUIRED, 1)
-        self.lanes.append(Lane(device, core, tables, vectors, self._views[0], self._views[1], self.log))
+        shared = any(other.device.group == device.group for other in self.entries if other is not entry)
+        self.lanes.append(Lane(device, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
         places = [len(fds) + vector if direct else wire.NO_FD for vector in range(len(vectors))]
         fds += vectors if direct else ()
         return self._describe(index, config, tables, state_offset, places)
@@ -260,7 +261,10 @@ class BackSession:
         for entry, device, spec in devices:
             if not done.step("reset", device.reset, spec):
                 entry.quarantined = done.steps[-1].problem
-        done.step("unmap DMA", self._unmap_dma)
+        before = len(done.steps)
+        for _, device, spec in devices:
+            done.step("unmap DMA", device.unmap_dma, spec)
+        done.step("check unmapped", functools.partial(self._check_unmapped, [s.result for s in done.steps[before:]]))
         done.step("drop memory", self._drop_memory)
         for _, device, spec in devices:
             done.step("close device", device.close, spec)
@@ -271,11 +275,11 @@ class BackSession:
             os.close(self._bell.kick)
             self._fds.remove(self._bell.kick)
 
-    def _unmap_dma(self) -> str | None:
-        unmapped = sum(entry.device.unmap_dma() for entry in self._acquired)
+    def _check_unmapped(self, octets: Sequence[str]) -> None:
+        """Devices that share an IOMMU context share a window: it is counted once, by the last of them."""
+        unmapped = sum(int(text) for text in octets if text)
         if self._memory and (unmapped < self._memory.size or unmapped % self._memory.size):
             raise DeviceError(Error.OP_FAILED, f"{unmapped:#x} octets unmapped of windows of {self._memory.size:#x}")
-        return f"{unmapped:#x} octets" if self._memory else None
 
     def _drop_memory(self) -> None:
         if self._serve is not None:

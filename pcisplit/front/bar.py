@@ -94,16 +94,15 @@ class Bar:
 
     def write_block(self, offset: int, data: bytes, width: int = 4) -> None:
         """Write `data` to consecutive registers, `width` octets an access."""
-        packed = _block(
-            self._handle.raw, 1, self._device, self._index, offset, width, ffi.from_buffer(data), len(data)
-        )
+        packed = _block(self._handle.raw, 1, self._device, self._index, offset, width, ffi.from_buffer(data), len(data))
         if packed >> 32:
             self._handle.fail(packed, self._where(f"write of a block of {len(data)} octets, accesses", offset, width))
 
     def read_many(self, offsets: Sequence[int], width: int = 4) -> list[int]:
         """Read several registers, all in flight at once; values in the order of `offsets`. At most 256."""
         requests = [
-            Request(Op.BAR_READ, device=self._device, region=self._index, offset=offset, width=width) for offset in offsets
+            Request(Op.BAR_READ, device=self._device, region=self._index, offset=offset, width=width)
+            for offset in offsets
         ]
         wanted = {ident: at for at, ident in enumerate(self._handle.submit(requests))}
         values = [0] * len(offsets)

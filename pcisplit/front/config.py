@@ -21,7 +21,9 @@ class Config:
     def read(self, offset: int, width: int) -> int:
         packed: int = _read(self._handle.raw, self._device, offset, width)
         if packed >> 32:
-            self._handle.fail(packed, f"read of {width} octets at {offset:#x} in the configuration space of {self._name}")
+            self._handle.fail(
+                packed, f"read of {width} octets at {offset:#x} in the configuration space of {self._name}"
+            )
         return packed
 
     def write(self, offset: int, width: int, value: int) -> None:

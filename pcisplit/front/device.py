@@ -17,9 +17,7 @@ from pcisplit.wire import DeviceFlag, Error, Op
 class RemoteDevice:
     """One device of the session. ``config``, ``bar(n)`` and ``irq(n)`` reach its parts; all share the session's thread rule."""
 
-    def __init__(
-        self, handle: Handle, info: bootinfo.Device, b2f: memoryview, fds: Sequence[int], pipe: int
-    ) -> None:
+    def __init__(self, handle: Handle, info: bootinfo.Device, b2f: memoryview, fds: Sequence[int], pipe: int) -> None:
         self._handle, self._info = handle, info
         self._state = b2f[info.state_offset : info.state_offset + wire.DEVICE_STATE.sizeof()]
         self.name = info.name
@@ -47,7 +45,9 @@ class RemoteDevice:
         try:
             return self._bars[index]
         except KeyError:
-            raise AccessError(Error.INVALID_OFFSET, f"BAR {index} of {self.name}, which has {sorted(self._bars)}") from None
+            raise AccessError(
+                Error.INVALID_OFFSET, f"BAR {index} of {self.name}, which has {sorted(self._bars)}"
+            ) from None
 
     def irq(self, vector: int = 0) -> Irq:
         """Vector `vector`. Raises AccessError (TOO_MANY_VECTORS) if the session has none of that number."""

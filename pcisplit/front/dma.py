@@ -51,7 +51,7 @@ class DmaPool:
         """Give a buffer back; its memory must not be used any more. Raises ValueError if it is not of this pool."""
         for window, spans in zip(self._windows, self._free, strict=True):
             start = buffer.iova - window.iova
-            if 0 <= start and start + buffer.size <= window.size:
+            if start >= 0 and start + buffer.size <= window.size:
                 end = start + buffer.size
                 if any(start < e and s < end for s, e in spans):
                     break

@@ -91,7 +91,9 @@ class Session:
         try:
             return self._devices[name]
         except KeyError:
-            raise AccessError(Error.DEV_NOT_FOUND, f"device {name!r}; this session has {', '.join(self._devices)}") from None
+            raise AccessError(
+                Error.DEV_NOT_FOUND, f"device {name!r}; this session has {', '.join(self._devices)}"
+            ) from None
 
     def set_timeout(self, seconds: float) -> None:
         """Seconds after which a call gives up with AccessTimeout."""
@@ -166,7 +168,9 @@ def connect(
             raise MeetingRefused(reply.error, reply.text)
         info = parse_boot_info_untrusted(reply.boot_info)
         if len(fds) != reply.fds:
-            raise RemoteProtocolError(Error.OP_FAILED, f"the reply names {reply.fds} descriptors and brought {len(fds)}")
+            raise RemoteProtocolError(
+                Error.OP_FAILED, f"the reply names {reply.fds} descriptors and brought {len(fds)}"
+            )
         sock.setblocking(False)
         session = Session(sock, info, reply.boot_info, fds, timeout)
         held.pop_all()

@@ -48,7 +48,9 @@ def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     """Whether a region is what the specification says [REG-5]. Raises RemoteProtocolError (op_failed)."""
     found, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     if found != size:
-        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} has {found} octets, its boot-info record says {size}")
+        raise RemoteProtocolError(
+            Error.OP_FAILED, f"region {name} has {found} octets, its boot-info record says {size}"
+        )
     if seals & wanted != wanted:
         text = f"region {name} has seals {seals:#x}, not {wanted:#x}: the back could change its size under us"
         raise RemoteProtocolError(Error.OP_FAILED, text)

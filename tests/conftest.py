@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""Fixtures: a backend process with models, a session with it; and the skip of tests whose system package is missing."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pcisplit.front
+from pcisplit.front import Session
+
+DEADLINE = 20.0
+
+
+class Backend:
+    """A ``pcisplit serve`` process. `log` reads its JSON lines; ``stop`` checks that it went well."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        self.folder, self.path = folder, folder / "socket"
+        self._log = folder / "log"
+        command = [sys.executable, "-m", "pcisplit", "serve", "--json", "--socket", str(self.path), *args]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(command, stderr=log, stdout=log)
+        deadline = time.monotonic() + DEADLINE
+        while not self._listening():
+            assert self.process.poll() is None, f"serve ended: {self._log.read_text()}"
+            assert time.monotonic() < deadline, "serve does not listen"
+            os.sched_yield()
+
+    def _listening(self) -> bool:
+        return any(line["event"] == "serving" for line in self.log) and self.path.exists()
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        lines = self._log.read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait_log(self, event: str, count: int = 1) -> dict[str, Any]:
+        """The `count`-th line with this event; waits for it."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found = [line for line in self.log if line["event"] == event]
+            if len(found) >= count:
+                return found[count - 1]
+            assert time.monotonic() < deadline, f"no log line {event!r} in {self.log}"
+            os.sched_yield()
+
+    def connect(self, **options: Any) -> Session:
+        return pcisplit.front.connect(self.path, **{"timeout": DEADLINE, **options})
+
+    def raw(self) -> socket.socket:
+        """A connected socket before its hello."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(DEADLINE)
+        sock.connect(str(self.path))
+        return sock
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(DEADLINE) == 0, self._log.read_text()
+        assert "Traceback" not in self._log.read_text(), self._log.read_text()
+        assert not self.path.exists()
+
+
+@pytest.fixture
+def make_backend(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
+    """Start backends with given ``serve`` arguments; they are stopped and checked at the end."""
+    started: list[Backend] = []
+
+    def make(*args: str) -> Backend:
+        folder = tmp_path / f"run{len(started)}"
+        folder.mkdir(mode=0o750)
+        started.append(Backend(folder, *args))
+        return started[-1]
+
+    yield make
+    for backend in started:
+        backend.stop()
+
+
+@pytest.fixture
+def backend(make_backend: Callable[..., Backend]) -> Backend:
+    """A backend with an edu device and a memory device."""
+    return make_backend("--device", "edu0=model:edu", "--device", "ram0=model:ram", "--dma", "4M")
+
+
+@pytest.fixture
+def session(backend: Backend) -> Iterator[Session]:
+    """A session with both devices of `backend`, decode and bus master on."""
+    with backend.connect(dma_bits=28) as session:
+        for name in session.devices:
+            session.acquire(name).config.write16(0x04, 0x07)
+        yield session
+
+
+@pytest.fixture
+def tool() -> Callable[[str], str]:
+    """The path of a system tool, or a skip that says which package brings it."""
+    packages = {
+        "clang": "clang",
+        "spin": "spin",
+        "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+        "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu",
+        "gcc": "gcc",
+        "g++": "g++",
+    }
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not installed: apt-get install {packages[name]}")
+        return path
+
+    return find

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""The ring header by itself: units, sanitizers, two processes, and a weakened copy that must be caught."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RING = ROOT / "pcisplit" / "ring"
+PROGRAM = ROOT / "tests" / "c" / "ring_test.c"
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture
+def build(tool: Callable[[str], str], tmp_path: Path) -> Build:
+    """Compile the test program with flags, against the ring header in a folder."""
+
+    def make(*flags: str, include: Path = RING, compiler: str = "gcc") -> Path:
+        target = tmp_path / "ring_test"
+        command = [tool(compiler), "-g", "-O2", "-Wall", "-Wextra", "-Werror", *flags, f"-I{include}", str(PROGRAM)]
+        done = subprocess.run([*command, "-o", str(target), "-pthread"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return target
+
+    return make
+
+
+def run(program: Path, *args: str) -> None:
+    done = subprocess.run([program, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.clause("RING-1", "RING-2", "RING-3", "RING-4")
+def test_full_empty_wrap_and_impossible_counts(build: Build) -> None:
+    run(build(), "unit")
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+@pytest.mark.parametrize("args", [("unit",), ("threads", "20000")], ids=["unit", "threads"])
+def test_under_sanitizers(build: Build, sanitizer: str, args: tuple[str, ...]) -> None:
+    """ThreadSanitizer sees two threads on one mapping; it would report an index that is no atomic."""
+    run(build(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"), *args)
+
+
+@pytest.mark.system
+def test_under_clangs_sanitizers(build: Build) -> None:
+    run(build("-fsanitize=thread", compiler="clang"), "threads", "20000")
+
+
+@pytest.mark.clause("RING-2", "RING-10", "RING-11")
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_two_processes_lose_nothing(build: Build, seed: str) -> None:
+    """Random spin budgets and pauses, so that publishing meets every moment of falling asleep."""
+    run(build(), "processes", "300000", seed)
+
+
+@pytest.mark.clause("RING-10", "RING-11")
+def test_a_weakened_publish_is_caught(build: Build, tmp_path: Path) -> None:
+    """The stress test can fail: with a release store for the index both sides sooner or later sleep."""
+    weak = tmp_path / "weak"
+    weak.mkdir()
+    for header in RING.glob("pcisplit_*.h"):
+        text = header.read_text()
+        if header.name == "pcisplit_ring.h":
+            strong = "__atomic_store_n(word, value, __ATOMIC_SEQ_CST)"
+            assert strong in text
+            text = text.replace(strong, "__atomic_store_n(word, value, __ATOMIC_RELEASE)")
+        (weak / header.name).write_text(text)
+    program = build(include=weak)
+    for seed in range(8):
+        if subprocess.run([program, "processes", "2000000", str(seed)], capture_output=True).returncode:
+            return
+    pytest.fail("eight runs of a weakened ring went well: the stress test proves nothing on this machine")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("optimise", ["-O1", "-O2", "-Os"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "aarch64-linux-gnu-gcc", "riscv64-linux-gnu-gcc"])
+def test_the_frontend_is_freestanding(tool: Callable[[str], str], tmp_path: Path, compiler: str, optimise: str) -> None:
+    """Linked together, ring and frontend leave no symbol undefined: no libc, no compiler helper."""
+    sources = [ROOT / "pcisplit" / "front" / name for name in ("pcifront.c", "pcifront_attach.c", "pcifront_device.c")]
+    target = tmp_path / "pcifront.o"
+    flags = ["-std=c11", "-ffreestanding", "-nostdlib", "-nostartfiles", "-Wall", "-Wextra", "-Werror", optimise]
+    linking = ["-r"] if compiler != "clang" else ["-r", "-fuse-ld=bfd"]
+    command = [tool(compiler), *flags, *linking, f"-I{RING}", *map(str, sources), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = subprocess.run(["nm", "-u", str(target)], capture_output=True, text=True, check=True)
+    assert names.stdout.strip() == ""
+
+
+@pytest.mark.system
+@pytest.mark.clause("ORD-10", "ORD-11")
+@pytest.mark.parametrize(
+    "compiler, write, read",
+    [
+        ("aarch64-linux-gnu-gcc", "dmb oshst", "dmb oshld"),
+        ("riscv64-linux-gnu-gcc", "fence w,o", "fence i,r"),
+    ],
+)
+def test_register_accessors_have_their_barriers(
+    tool: Callable[[str], str], tmp_path: Path, compiler: str, write: str, read: str
+) -> None:
+    """In the assembly: a store of exactly the width after the write barrier, a load of it before the read barrier."""
+    source, target = tmp_path / "mmio.c", tmp_path / "mmio.s"
+    source.write_text(
+        '#include "pcisplit_mmio.h"\n'
+        "void put(volatile void *at, uint64_t value) { pcisplit_mmio_write(at, 4, value); }\n"
+        "uint64_t get(volatile void *at) { return pcisplit_mmio_read(at, 2); }\n"
+    )
+    command = [tool(compiler), "-O2", "-ffreestanding", "-S", f"-I{RING}", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    put, get = target.read_text().split("get:")
+    store, load = ("str\tw", "ldrh\tw") if "aarch64" in compiler else ("sw\t", "lhu\t")
+    assert put.index(write) < put.index(store)
+    assert get.index(load) < get.index(read)
