@@ -49,6 +49,14 @@ static void pcs_device_config_apply(struct pcs_device *d, uint32_t offset, unsig
     pcs_config_apply(&d->config, offset, width, value);
 }
 
+// For tests: the verdict on a write, without making it; *octet is 0 when it is allowed.
+static unsigned pcs_test_check_write(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t value,
+                                     uint32_t *octet)
+{
+    *octet = 0;
+    return pcs_config_check_write(&d->config, offset, width, value, octet);
+}
+
 static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule) { return d->config.hits[rule % PCS_RULES]; }
 
 // The area that holds an access: 0 none, else its kind.

@@ -629,6 +629,14 @@ static void pcs_device_config_apply(struct pcs_device *d, uint32_t offset, unsig
     pcs_config_apply(&d->config, offset, width, value);
 }
 
+// For tests: the verdict on a write, without making it; *octet is 0 when it is allowed.
+static unsigned pcs_test_check_write(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t value,
+                                     uint32_t *octet)
+{
+    *octet = 0;
+    return pcs_config_check_write(&d->config, offset, width, value, octet);
+}
+
 static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule) { return d->config.hits[rule % PCS_RULES]; }
 
 // The area that holds an access: 0 none, else its kind.
@@ -664,7 +672,7 @@ static int pcs_check_request_octets(const void *octets)
 
 static void *_cffi_types[] = {
 /*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 258), // struct pcs_device *
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 265), // struct pcs_device *
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *, unsigned int, uint64_t, uint64_t, unsigned int, unsigned int, void *, uint32_t, uint32_t)
 /*  4 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
@@ -673,7 +681,7 @@ static void *_cffi_types[] = {
 /*  7 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /*  8 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 263), // void *
+/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void *
 /* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -686,7 +694,7 @@ static void *_cffi_types[] = {
 /* 20 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t *
 /* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 22 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *)
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 259), // struct pcs_serve *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve *
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *, struct pcs_device *, uint64_t)
 /* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
@@ -694,10 +702,10 @@ static void *_cffi_types[] = {
 /* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 29 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 30 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve const *)
-/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 259), // struct pcs_serve const *
+/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve const *
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *)
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 260), // struct pcsf *
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf *
 /* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, unsigned int)
 /* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
@@ -721,13 +729,13 @@ static void *_cffi_types[] = {
 /* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 19), // int *
 /* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf const *)
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 260), // struct pcsf const *
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf const *
 /* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void const *)
-/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 263), // void const *
+/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void const *
 /* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
-/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 263), // void volatile *
+/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void volatile *
 /* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
@@ -834,99 +842,106 @@ static void *_cffi_types[] = {
 /* 168 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 261), // uint8_t *()(struct pcs_device *, unsigned int)
+/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 268), // uint8_t *()(struct pcs_device *, unsigned int)
 /* 172 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, unsigned int, uint64_t, unsigned int)
+/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
 /* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 178 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 180 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcsf *, void *, unsigned int)
-/* 182 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 183 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 178 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 180 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t *
+/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, unsigned int, uint64_t, unsigned int)
+/* 183 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 184 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION, 61), // void const *()(struct pcs_device *)
-/* 187 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 189 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *)
-/* 190 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 191 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
-/* 193 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 194 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 195 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 196 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 197 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, uint32_t, uint32_t)
-/* 201 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 205 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, uint32_t, unsigned int)
-/* 206 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 208 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 209 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 210 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
-/* 211 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 212 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 213 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 185 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 186 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 187 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcsf *, void *, unsigned int)
+/* 189 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 190 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 61), // void const *()(struct pcs_device *)
+/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *)
+/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 198 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
+/* 200 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 201 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 204 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 205 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 206 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 207 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, uint32_t)
+/* 208 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 209 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 210 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int)
+/* 213 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 215 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 216 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, unsigned int, int)
-/* 217 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 218 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 219 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 220 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 221 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_device *, unsigned int, uint64_t, int)
-/* 222 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 223 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 224 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 225 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 226 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 227 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_serve *)
-/* 228 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 229 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 230 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_serve *, int)
-/* 231 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 216 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 217 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 218 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 219 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 220 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 221 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 222 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, int)
+/* 224 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 225 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 227 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, uint64_t, int)
+/* 229 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 230 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 231 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 232 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 233 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_serve *, uint32_t)
+/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *)
 /* 235 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 236 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 237 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 238 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcs_serve *, uint64_t)
-/* 239 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 240 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 242 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcsf *)
-/* 243 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 236 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 237 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, int)
+/* 238 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 240 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint32_t)
+/* 242 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 243 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 244 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcsf *, uint32_t)
-/* 246 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 247 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint64_t)
+/* 246 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 247 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 248 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 249 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(struct pcsf *, uint64_t)
+/* 249 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *)
 /* 250 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 251 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 252 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 253 */ _CFFI_OP(_CFFI_OP_FUNCTION, 263), // void()(void *, uint32_t)
-/* 254 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 255 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 257 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 258 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
-/* 259 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
-/* 260 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcsf
-/* 261 */ _CFFI_OP(_CFFI_OP_POINTER, 262), // uint8_t *
-/* 262 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 263 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 252 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint32_t)
+/* 253 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 254 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 255 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint64_t)
+/* 257 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 258 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 259 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 260 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(void *, uint32_t)
+/* 261 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 262 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 263 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 264 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 265 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
+/* 266 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
+/* 267 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcsf
+/* 268 */ _CFFI_OP(_CFFI_OP_POINTER, 269), // uint8_t *
+/* 269 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 270 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PCS_STOPPED(unsigned long long *o)
@@ -1726,7 +1741,7 @@ _cffi_f_pcs_device_table(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(261));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(268));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2550,6 +2565,77 @@ _cffi_f_pcs_serve_stop(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcs_serve_stop _cffi_d_pcs_serve_stop
 #endif
 
+static unsigned int _cffi_d_pcs_test_check_write(struct pcs_device * x0, uint32_t x1, unsigned int x2, uint32_t x3, uint32_t * x4)
+{
+  return pcs_test_check_write(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_test_check_write(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  uint32_t x1;
+  unsigned int x2;
+  uint32_t x3;
+  uint32_t * x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  unsigned int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "pcs_test_check_write", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint32_t);
+  if (x3 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(180), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(180), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_test_check_write(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, unsigned int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_test_check_write _cffi_d_pcs_test_check_write
+#endif
+
 static void _cffi_d_pcsf_awake(struct pcsf * x0)
 {
   pcsf_awake(x0);
@@ -3302,6 +3388,44 @@ _cffi_f_pcsf_generation(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pcsf_generation _cffi_d_pcsf_generation
+#endif
+
+static int _cffi_d_pcsf_gone(struct pcsf const * x0)
+{
+  return pcsf_gone(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_gone(PyObject *self, PyObject *arg0)
+{
+  struct pcsf const * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(58), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_gone(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_gone _cffi_d_pcsf_gone
 #endif
 
 static int _cffi_d_pcsf_interrupt_wait(struct pcsf * x0, unsigned int x1, unsigned int x2, uint64_t * x3, int64_t x4)
@@ -4262,51 +4386,53 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PCS_FRONT_STATE", (void *)_cffi_const_PCS_FRONT_STATE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_STOPPED", (void *)_cffi_const_PCS_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 105), (void *)_cffi_d_pcisplit_word_load },
-  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 253), (void *)_cffi_d_pcisplit_word_store },
+  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 260), (void *)_cffi_d_pcisplit_word_store },
   { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 60), (void *)_cffi_d_pcs_check_request_octets },
   { "pcs_device_add_area", (void *)_cffi_f_pcs_device_add_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 3), (void *)_cffi_d_pcs_device_add_area },
-  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 175), (void *)_cffi_d_pcs_device_area },
-  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 221), (void *)_cffi_d_pcs_device_bar },
-  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 210), (void *)_cffi_d_pcs_device_config_apply },
-  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 216), (void *)_cffi_d_pcs_device_enable },
-  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 189), (void *)_cffi_d_pcs_device_free },
+  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 182), (void *)_cffi_d_pcs_device_area },
+  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 228), (void *)_cffi_d_pcs_device_bar },
+  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 217), (void *)_cffi_d_pcs_device_config_apply },
+  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_enable },
+  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_device_free },
   { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pcs_device_hits },
   { "pcs_device_mapped", (void *)_cffi_f_pcs_device_mapped, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 14), (void *)_cffi_d_pcs_device_mapped },
   { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 71), (void *)_cffi_d_pcs_device_new },
-  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 200), (void *)_cffi_d_pcs_device_set },
-  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 205), (void *)_cffi_d_pcs_device_shape },
+  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 207), (void *)_cffi_d_pcs_device_set },
+  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 212), (void *)_cffi_d_pcs_device_shape },
   { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 171), (void *)_cffi_d_pcs_device_table },
-  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 216), (void *)_cffi_d_pcs_device_vector },
+  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_vector },
   { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcs_guarded_access },
-  { "pcs_lane_finish", (void *)_cffi_f_pcs_lane_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 192), (void *)_cffi_d_pcs_lane_finish },
-  { "pcs_lane_request", (void *)_cffi_f_pcs_lane_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 186), (void *)_cffi_d_pcs_lane_request },
-  { "pcs_lane_stop", (void *)_cffi_f_pcs_lane_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 189), (void *)_cffi_d_pcs_lane_stop },
+  { "pcs_lane_finish", (void *)_cffi_f_pcs_lane_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 199), (void *)_cffi_d_pcs_lane_finish },
+  { "pcs_lane_request", (void *)_cffi_f_pcs_lane_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pcs_lane_request },
+  { "pcs_lane_stop", (void *)_cffi_f_pcs_lane_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_lane_stop },
   { "pcs_lane_wait", (void *)_cffi_f_pcs_lane_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pcs_lane_wait },
   { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_serve_add },
-  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 230), (void *)_cffi_d_pcs_serve_end },
-  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 238), (void *)_cffi_d_pcs_serve_features },
-  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 227), (void *)_cffi_d_pcs_serve_free },
+  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 237), (void *)_cffi_d_pcs_serve_end },
+  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_features },
+  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_free },
   { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_pcs_serve_front_state },
   { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_pcs_serve_new },
   { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 30), (void *)_cffi_d_pcs_serve_reason },
   { "pcs_serve_run", (void *)_cffi_f_pcs_serve_run, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 22), (void *)_cffi_d_pcs_serve_run },
-  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 234), (void *)_cffi_d_pcs_serve_set_state },
-  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 238), (void *)_cffi_d_pcs_serve_spin },
-  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 227), (void *)_cffi_d_pcs_serve_stop },
-  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 242), (void *)_cffi_d_pcsf_awake },
+  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 241), (void *)_cffi_d_pcs_serve_set_state },
+  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_spin },
+  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_stop },
+  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 175), (void *)_cffi_d_pcs_test_check_write },
+  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_awake },
   { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_back_reason },
   { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 98), (void *)_cffi_d_pcsf_back_state },
   { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 155), (void *)_cffi_d_pcsf_bar_post },
   { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 140), (void *)_cffi_d_pcsf_bar_read },
   { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 147), (void *)_cffi_d_pcsf_bar_write },
   { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 112), (void *)_cffi_d_pcsf_block },
-  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 242), (void *)_cffi_d_pcsf_close },
+  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_close },
   { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 122), (void *)_cffi_d_pcsf_config_read },
   { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 128), (void *)_cffi_d_pcsf_config_write },
   { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_connect },
   { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 47), (void *)_cffi_d_pcsf_event },
-  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 242), (void *)_cffi_d_pcsf_free },
+  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_free },
   { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 101), (void *)_cffi_d_pcsf_generation },
+  { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_gone },
   { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 40), (void *)_cffi_d_pcsf_interrupt_wait },
   { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_interrupts },
   { "pcsf_last_busy", (void *)_cffi_f_pcsf_last_busy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_last_busy },
@@ -4317,27 +4443,27 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_operation },
   { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_poll },
   { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 95), (void *)_cffi_d_pcsf_ready },
-  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcsf_set_spin },
-  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 249), (void *)_cffi_d_pcsf_set_timeout },
+  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 252), (void *)_cffi_d_pcsf_set_spin },
+  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 256), (void *)_cffi_d_pcsf_set_timeout },
   { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_sleep },
   { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 167), (void *)_cffi_d_pcsf_statistic },
   { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_submit },
   { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 36), (void *)_cffi_d_pcsf_trace },
-  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 181), (void *)_cffi_d_pcsf_trace_take },
+  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 188), (void *)_cffi_d_pcsf_trace_take },
   { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_wait_answer },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pcs_device", 258, _CFFI_F_OPAQUE,
+  { "pcs_device", 265, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcs_serve", 259, _CFFI_F_OPAQUE,
+  { "pcs_serve", 266, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcsf", 260, _CFFI_F_OPAQUE,
+  { "pcsf", 267, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 257, _cffi_prim_int(4, 0),
+  { "$1", 264, _cffi_prim_int(4, 0),
     "PCS_STOPPED,PCS_FRONT_STATE,PCS_ENDED" },
 };
 
@@ -4348,12 +4474,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   NULL,  /* no typenames */
-  67,  /* num_globals */
+  69,  /* num_globals */
   3,  /* num_struct_unions */
   1,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  264,  /* num_types */
+  271,  /* num_types */
   0,  /* flags */
 };
 

@@ -292,9 +292,9 @@ RESPONSE = Struct(
     "id" / Int32ul * "id of the request",
     "device" / Int16ul * "device index of the request",
     "rule" / Int16ul * "rule that refused the access, 0 if none did",
-    "generation" / Int32ul * "the device's generation when the request was executed",
+    "generation" / Int32ul * "the device's generation when the request was executed; of a reset: the new one",
     "value" / Int64ul * "value read; method of a reset",
-    "detail" / Int64ul * "first offending octet offset, or a size or limit, as the error says",
+    "detail" / Int64ul * "denied configuration write: offset of the first offending octet; else 0",
     "length" / Int32ul * "octets moved by a block transfer",
     "reserved" / Const(bytes(28)),
 )
@@ -318,7 +318,7 @@ B2F_MAGIC = 0x31463242  # "B2F1"
 FRONT_HEADER = Struct(
     "magic" / Int32ul * "0x31423246, written by the back before the front sees it",
     "state" / Int32ul * "the front's state",
-    "features" / Int64ul * "features the front uses, a subset of the answer's",
+    "features" / Int64ul * "features the front uses; for information, the back ignores it",
     "line0" / Padding(48),
     "req_prod" / Int32ul * "requests published",
     "line1" / Padding(60),
@@ -346,7 +346,7 @@ BACK_HEADER = Struct(
     "line4" / Padding(60),
     "requests" / Int64ul * "requests taken",
     "responses" / Int64ul * "responses published",
-    "refused" / Int64ul * "requests answered with an error",
+    "refused" / Int64ul * "requests that failed, posted ones included",
     "stale" / Int64ul * "requests of an old generation",
     "kicks" / Int64ul * "kicks sent to the front",
     "empty_kicks" / Int64ul * "kicks received with no work behind them",
@@ -361,7 +361,7 @@ DEVICE_STATE = Struct(
     "posted_errors" / Int64ul * "posted writes that failed",
     "last_posted_error" / Int32sl * "error code of the last of them",
     "last_posted_rule" / Int32ul * "rule of the last of them, 0 if none",
-    "refused" / Int64ul * "requests of this device answered with an error, posted ones included",
+    "refused" / Int64ul * "requests of this device that failed, posted ones included",
     "line0" / Padding(24),
     "counters" / Int64ul[MAX_VECTORS] * "interrupts relayed, by vector",
 )

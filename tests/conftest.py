@@ -27,6 +27,7 @@ class Backend:
     def __init__(self, folder: Path, *args: str) -> None:
         self.folder, self.path = folder, folder / "socket"
         self._log = folder / "log"
+        self.killed = False  # by the test, on purpose
         command = [sys.executable, "-m", "pcisplit", "serve", "--json", "--socket", str(self.path), *args]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -65,6 +66,8 @@ class Backend:
         return sock
 
     def stop(self) -> None:
+        if self.killed:
+            return
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(DEADLINE) == 0, self._log.read_text()

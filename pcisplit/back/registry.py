@@ -76,14 +76,8 @@ class Registry:
         Returns the entries and the needs in their order; a hello without devices has become one need each.
         """
         _check_features(hello)
-        needs = hello.devices or tuple(
-            Need(entry.name, wire.ALL_VECTORS) for entry in self.entries.values() if entry.allows(peer, self._own_uid)
-        )
+        needs = hello.devices or self._all_free(peer)
         entries = [self._entry(need.name) for need in needs]
-        if not entries:
-            raise RemoteProtocolError(
-                Error.UNKNOWN_DEVICE, f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}"
-            )
         for entry in entries:
             self._check_right(entry, peer)
         for entry in entries:
@@ -98,6 +92,19 @@ class Registry:
     def release(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             entry.session = 0
+
+    def _all_free(self, peer: Peer) -> tuple[Need, ...]:
+        """Every device that is served to `peer` and free, at most 16 [MEET-18]."""
+        served = [entry for entry in self.entries.values() if entry.allows(peer, self._own_uid)]
+        taken = {entry.device.group for entry in self.entries.values() if entry.session}
+        free = [entry for entry in served if not entry.quarantined and entry.device.group not in taken]
+        if not served:
+            text = f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}"
+            raise RemoteProtocolError(Error.UNKNOWN_DEVICE, text)
+        if not free:
+            text = "every device that is served to you is taken or quarantined; ask for one by name to learn which"
+            raise RemoteProtocolError(Error.DEVICE_TAKEN, text)
+        return tuple(Need(entry.name, wire.ALL_VECTORS) for entry in free[: wire.MAX_DEVICES])
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:

@@ -62,6 +62,10 @@ class Server:
             try:
                 self._registry.enter(peer)
             except RemoteProtocolError as problem:
+                with trio.move_on_after(
+                    wire.HELLO_TIMEOUT_MS / 1000
+                ):  # unread, it would take the refusal with it [MEET-21]
+                    await connection.recv(wire.HELLO_MAX)
                 await self._refuse(connection, log, problem.code, str(problem))
                 return
             try:
@@ -85,13 +89,16 @@ class Server:
             return
         session = BackSession(number, hello, entries, needs, self._registry.dma_limit, self._spin)
         log = log.bind(session=number, driver=escape(hello.driver))
+        refusal = None
         try:
-            await self._session(connection, session, log)
+            refusal = await self._session(connection, session, log)
         finally:
             # Cancelled or not: a session that was opened is torn down to the end, in a thread that nothing interrupts.
             with trio.CancelScope(shield=True):
                 await self._close(session, log)
             self._registry.release(entries)
+        if refusal is not None:  # told when nothing is held any more [MEET-15]
+            await self._refuse(connection, log, *refusal)
 
     async def _hello(self, connection: trio.socket.SocketType, log: Log) -> Hello | None:
         """The hello, or None after the refusal. Plain recv: descriptors that come along are dropped by the kernel [MEET-12]."""
@@ -116,13 +123,15 @@ class Server:
 
     # -- one session ------------------------------------------------------------------------------------------
 
-    async def _session(self, connection: trio.socket.SocketType, session: BackSession, log: Log) -> None:
+    async def _session(
+        self, connection: trio.socket.SocketType, session: BackSession, log: Log
+    ) -> tuple[Error, str] | None:
+        """Open, answer, serve until it ends. Returns the refusal if it could not be opened."""
         try:
             boot_info, fds = await self._in_thread(session.open)
         except (DeviceError, OSError, ValueError) as problem:
             code = problem.code if isinstance(problem, DeviceError) else Error.DEVICE_FAILED
-            await self._refuse(connection, log, code, str(problem))
-            return
+            return code, str(problem)
         log.info("session", devices=", ".join(entry.name for entry in session.entries))
         reply = Reply(boot_info=boot_info, fds=len(fds), minor=0).to_bytes()
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())
@@ -136,6 +145,7 @@ class Server:
             await self._in_thread(session.serve)
             session.stop_lanes()
             nursery.cancel_scope.cancel()
+        return None
 
     async def _watch(self, connection: trio.socket.SocketType, session: BackSession, log: Log) -> None:
         """The socket says one thing after the meeting: that the peer is gone [LIFE-4, MEET-13]."""

@@ -46,7 +46,7 @@ class Handle:
     def fail_code(self, code: Error, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
         if lib.pcsf_last_busy(self.raw):
             raise BusyError(f"{where}: another thread is inside this session; it is for one thread at a time")
-        if code is Error.GONE and State(lib.pcsf_back_state(self.raw)) is not State.CONNECTED:
+        if code is Error.GONE and (lib.pcsf_gone(self.raw) or self.back_state() is not State.CONNECTED):
             raise SessionGone(known_error(lib.pcsf_back_reason(self.raw)))
         if code is Error.TIMEOUT:
             raise AccessTimeout(code, where)
@@ -58,7 +58,8 @@ class Handle:
             self.fail(packed, where)
 
     def back_state(self) -> State:
-        return State(lib.pcsf_back_state(self.raw))
+        raw = lib.pcsf_back_state(self.raw)
+        return State(raw) if raw in State.__members__.values() else State.UNKNOWN
 
     def back_reason(self) -> Error:
         return known_error(lib.pcsf_back_reason(self.raw))

@@ -83,6 +83,7 @@ static int sleep_begin(struct pcifront *f)
 
 int pcifront_sleep(struct pcifront *f)
 {
+    f->yielded = 1;
     int found = sleep_begin(f);
     if (found < 0)
         return found;
@@ -93,6 +94,7 @@ int pcifront_sleep(struct pcifront *f)
 
 void pcifront_awake(struct pcifront *f)
 {
+    f->yielded = 0;
     pcisplit_sleep_end(&f->front->sleeping);
 }
 
@@ -106,7 +108,8 @@ int pcifront_wait(struct pcifront *f, pcifront_stop stop, const void *what, uint
     int error = sleep_begin(f);
     if (error == 0 && !(stop && stop(f, what)))
         error = f->hooks.wait(f->hooks.context, deadline);
-    pcifront_awake(f);
+    if (!f->yielded)
+        pcisplit_sleep_end(&f->front->sleeping);
     return error < 0 ? error : 0;
 }
 

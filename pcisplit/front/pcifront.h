@@ -74,6 +74,7 @@ struct pcifront {
     const volatile uint8_t *bulk_out;
     uint32_t chunks_busy;  /* one bit per PCISPLIT_BLOCK_MAX octets of the bulk areas */
     uint32_t spin;         /* turns to spin before sleeping */
+    uint32_t yielded;      /* the caller waits for the doorbell itself: calls leave the sleeping word set */
     uint64_t features;
     uint64_t late, strange, stale; /* responses nobody waits for, nobody asked for, of an old generation */
     uint32_t next_id;

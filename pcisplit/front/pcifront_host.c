@@ -64,7 +64,7 @@ static int host_wait(void *context, uint64_t deadline)
         return PCISPLIT_ERROR_TIMEOUT;
     if (ready < 0)
         return errno == EINTR ? 0 : PCISPLIT_ERROR_GONE;
-    if (fd[0].revents & POLLIN)
+    if (fd[0].revents & POLLIN && !p->front.yielded) // else the kick may be for who yielded, who drains it
         while (read(p->pipe_fd, drained, sizeof drained) == sizeof drained)
             ;
     if (fd[1].revents || fd[0].revents & (POLLHUP | POLLERR | POLLNVAL)) {
@@ -232,6 +232,7 @@ uint64_t pcsf_last_value(const struct pcsf *p) { return p->last_value; }
 uint64_t pcsf_last_detail(const struct pcsf *p) { return p->last_detail; }
 uint64_t pcsf_last_moved(const struct pcsf *p) { return p->last_moved; }
 int pcsf_last_busy(const struct pcsf *p) { return p->last_busy; }
+int pcsf_gone(const struct pcsf *p) { return p->gone; }
 
 int pcsf_connect(struct pcsf *p)
 {

@@ -34,6 +34,7 @@ uint64_t pcsf_last_value(const struct pcsf *p);
 uint64_t pcsf_last_detail(const struct pcsf *p);
 uint64_t pcsf_last_moved(const struct pcsf *p);
 int pcsf_last_busy(const struct pcsf *p);
+int pcsf_gone(const struct pcsf *p); /* the socket hung up */
 
 int pcsf_connect(struct pcsf *p);
 void pcsf_close(struct pcsf *p);

@@ -29,6 +29,7 @@ class Session:
 
     def __init__(self, sock: socket.socket, info: BootInfo, raw: bytes, fds: Sequence[int], timeout: float) -> None:
         self.info = info
+        self._timeout = timeout
         self._sock, self._fds = sock, list(fds)
         with contextlib.ExitStack() as held:
             self._maps = [self._map(index) for index in RegionIndex]
@@ -97,6 +98,7 @@ class Session:
 
     def set_timeout(self, seconds: float) -> None:
         """Seconds after which a call gives up with AccessTimeout."""
+        self._timeout = seconds
         lib.pcsf_set_timeout(self._handle.raw, int(seconds * 1e9))
 
     def set_spin(self, turns: int) -> None:
@@ -122,7 +124,10 @@ class Session:
             self._handle.trace(0)
 
     def close(self) -> None:
-        """End the session: no further requests, the backend tears down, everything is unmapped. Idempotent."""
+        """End the session: no further requests, everything is unmapped, the backend tears down. Idempotent.
+
+        Waits until the backend has closed the socket, at most the session's timeout: then the devices are free again [LIFE-7].
+        """
         if not self._open:
             return
         self._open = False
@@ -137,7 +142,9 @@ class Session:
                 memory.close()
         for fd in self._fds:
             os.close(fd)
-        self._sock.close()
+        with self._sock, contextlib.suppress(OSError):
+            self._sock.settimeout(self._timeout)
+            self._sock.recv(1)
 
 
 def connect(

@@ -238,9 +238,9 @@ struct pcisplit_response {
     uint32_t id;                    /* id of the request */
     uint16_t device;                /* device index of the request */
     uint16_t rule;                  /* rule that refused the access, 0 if none did */
-    uint32_t generation;            /* the device's generation when the request was executed */
+    uint32_t generation;            /* the device's generation when the request was executed; of a reset: the new one */
     uint64_t value;                 /* value read; method of a reset */
-    uint64_t detail;                /* first offending octet offset, or a size or limit, as the error says */
+    uint64_t detail;                /* denied configuration write: offset of the first offending octet; else 0 */
     uint32_t length;                /* octets moved by a block transfer */
     uint8_t reserved[28];           /* zero */
 };
@@ -279,7 +279,7 @@ _Static_assert(sizeof(struct pcisplit_event) == 64, "event is 64");
 struct pcisplit_front_header {
     uint32_t magic;                 /* 0x31423246, written by the back before the front sees it */
     uint32_t state;                 /* the front's state */
-    uint64_t features;              /* features the front uses, a subset of the answer's */
+    uint64_t features;              /* features the front uses; for information, the back ignores it */
     uint8_t line0[48];              /* unused, zero */
     uint32_t req_prod;              /* requests published */
     uint8_t line1[60];              /* unused, zero */
@@ -319,7 +319,7 @@ struct pcisplit_back_header {
     uint8_t line4[60];              /* unused, zero */
     uint64_t requests;              /* requests taken */
     uint64_t responses;             /* responses published */
-    uint64_t refused;               /* requests answered with an error */
+    uint64_t refused;               /* requests that failed, posted ones included */
     uint64_t stale;                 /* requests of an old generation */
     uint64_t kicks;                 /* kicks sent to the front */
     uint64_t empty_kicks;           /* kicks received with no work behind them */
@@ -357,7 +357,7 @@ struct pcisplit_device_state {
     uint64_t posted_errors;         /* posted writes that failed */
     int32_t last_posted_error;      /* error code of the last of them */
     uint32_t last_posted_rule;      /* rule of the last of them, 0 if none */
-    uint64_t refused;               /* requests of this device answered with an error, posted ones included */
+    uint64_t refused;               /* requests of this device that failed, posted ones included */
     uint8_t line0[24];              /* unused, zero */
     uint64_t counters[64];          /* interrupts relayed, by vector */
 };

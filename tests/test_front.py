@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""The public frontend against a backend in another process: what a driver's author sees."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from pcisplit.errors import AccessError, AccessTimeout, BusyError, MeetingRefused, SessionGone
+from pcisplit.front import Session
+from pcisplit.messages import Need
+from pcisplit.wire import Error
+from tests.conftest import Backend
+
+
+def test_the_session_of_the_readme(backend: Backend) -> None:
+    with backend.connect() as session:
+        nic = session.acquire("edu0")
+        assert nic.config.read16(0) == 0x1234
+        nic.config.write16(4, 0x6)
+        nic.bar(0).write32(4, 0x12345678)
+        assert nic.bar(0).read32(4) == 0xEDCBA987
+        nic.irq(0).enable()
+        nic.bar(0).write32(0x60, 1)
+        assert nic.irq(0).wait(timeout=10.0) == 1
+    backend.wait_log("session over")
+
+
+def test_reprs_are_readable(session: Session) -> None:
+    edu = session.acquire("edu0")
+    assert repr(session).startswith("<session 1, open: edu0, ram0; <DMA pool: 0x400000 octets in 1 windows")
+    assert repr(edu) == "<device edu0 1234:11e8: BAR 0; 1 vectors>"
+    assert repr(edu.bar(0)) == "<BAR 0 of edu0: 0x100000 octets of memory>"
+    assert repr(edu.irq(0)) == "<vector 0 of edu0, relayed>"
+    assert repr(edu.config) == "<configuration space of edu0>"
+    assert repr(session.dma.alloc(4096)) == "<DMA buffer: 0x1000 octets at IOVA 0x200000>"
+
+
+def test_errors_say_what_where_and_what_to_do(session: Session) -> None:
+    ram = session.acquire("ram0")
+    cases: list[tuple[Callable[[], object], Error, str]] = [
+        (lambda: ram.bar(0).read32(2), Error.UNALIGNED, "read of 4 octets at 0x2 in BAR 0 (0x100000 octets) of ram0"),
+        (lambda: ram.bar(0).read(0, 3), Error.BAD_SIZE, "read of 3 octets"),
+        (lambda: ram.bar(0).read32(1 << 20), Error.INVALID_OFFSET, "at 0x100000"),
+        (lambda: ram.config.write32(0, 1), Error.DENIED, "rule 1, octet 0x0"),
+        (lambda: ram.bar(2).read32(0x800), Error.DENIED, "BAR 2"),
+        (lambda: ram.bar(1), Error.INVALID_OFFSET, "which has [0, 2, 4]"),
+        (lambda: ram.irq(3), Error.TOO_MANY_VECTORS, "which got 1 at the meeting"),
+        (lambda: session.acquire("nic9"), Error.DEV_NOT_FOUND, "this session has edu0, ram0"),
+        (lambda: session.dma.alloc(1 << 30), Error.QUOTA, "serve --dma"),
+    ]
+    for call, code, text in cases:
+        with pytest.raises(AccessError) as refused:
+            call()
+        assert refused.value.code is code
+        assert text in str(refused.value)
+
+
+@pytest.mark.clause("BAR-1", "BAR-3")
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_widths(session: Session, width: int) -> None:
+    memory = session.acquire("ram0").bar(0)
+    memory.write_block(0, bytes(range(1, 33)))
+    assert memory.read(16, width) == int.from_bytes(bytes(range(17, 17 + width)), "little")
+    memory.write(16, width, (1 << (8 * width)) - 1)
+    assert memory.read_block(0, 32) == bytes(range(1, 17)) + b"\xff" * width + bytes(range(17 + width, 33))
+
+
+@pytest.mark.clause("BAR-20", "BAR-21", "BAR-22")
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_blocks_of_any_length(session: Session, width: int) -> None:
+    memory, data = session.acquire("ram0").bar(0), os.urandom(100_000)
+    memory.write_block(64, data, width)
+    assert memory.read_block(64, len(data), width) == data
+
+
+def test_many_reads_in_flight(session: Session) -> None:
+    memory = session.acquire("ram0").bar(0)
+    memory.write_block(0, b"".join(n.to_bytes(4, "little") for n in range(200)))
+    assert memory.read_many(range(0, 800, 4)) == list(range(200))
+
+
+def test_posted_errors_are_counted_before_the_next_answer(session: Session) -> None:
+    ram = session.acquire("ram0")
+    for _ in range(3):
+        ram.bar(0).post(1, 4, 0)  # unaligned: nobody answers
+    ram.nop()
+    assert ram.posted_errors == 3
+    assert ram.refused == 3
+
+
+def test_the_trace_shows_what_crossed(session: Session) -> None:
+    ram = session.acquire("ram0")
+    with session.trace() as crossed:
+        ram.bar(0).write32(0, 5)
+        ram.bar(0).read32(0)
+    lines = [str(message).split("#")[0] for message in crossed]
+    assert lines == ["bar_write ", "bar_write ", "bar_read ", "bar_read "]
+
+
+def test_waiting_for_an_interrupt_that_does_not_come(session: Session) -> None:
+    with pytest.raises(AccessTimeout) as late:
+        session.acquire("edu0").irq(0).wait(timeout=0.05)
+    assert "waiting 0.05 s for vector 0 of edu0" in str(late.value)
+
+
+def test_waiting_in_a_trio_task(session: Session) -> None:
+    edu = session.acquire("edu0")
+    edu.irq(0).enable()
+
+    async def main() -> int:
+        async with trio.open_nursery() as nursery:
+            counts: list[int] = []
+
+            async def wait() -> None:
+                counts.append(await edu.irq(0).wait_async())
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            edu.bar(0).write32(0x60, 1)
+            with trio.fail_after(10):
+                while not counts:
+                    await trio.lowlevel.checkpoint()
+            return counts[0]
+
+    import trio.testing
+
+    assert trio.run(main) == 1
+
+
+def test_two_threads_in_one_session(session: Session) -> None:
+    edu = session.acquire("edu0")
+    inside = threading.Event()
+
+    def wait() -> None:
+        while True:
+            try:
+                inside.set()
+                edu.irq(0).wait(timeout=1.0)
+            except BusyError:
+                continue
+            except AccessTimeout:
+                return
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    inside.wait()
+    deadline = time.monotonic() + 10
+    with pytest.raises(BusyError, match="another thread"):
+        while time.monotonic() < deadline:
+            edu.config.read32(0)
+    thread.join()
+    edu.config.read32(0)
+
+
+@pytest.mark.clause("ERR-4", "RING-9", "BAR-23", "ORD-15")
+def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) -> None:
+    """The backend is stopped (SIGSTOP) while a call waits: `timeout`, and nothing is mistaken for its answer later."""
+    with backend.connect() as session:
+        ram = session.acquire("ram0")
+        ram.config.write16(4, 7)
+        ram.bar(0).write32(0, 0x11111111)
+        session.set_timeout(0.05)
+        backend.process.send_signal(signal.SIGSTOP)
+        os.waitpid(backend.process.pid, os.WUNTRACED)
+        try:
+            for _ in range(3):
+                with pytest.raises(AccessTimeout):
+                    ram.bar(0).read32(0)
+            with pytest.raises(AccessTimeout):
+                ram.bar(0).read_block(0, 4096)
+            with pytest.raises(AccessTimeout):
+                ram.bar(0).write_block(64, b"\x22" * 64)
+        finally:
+            backend.process.send_signal(signal.SIGCONT)
+        session.set_timeout(20.0)
+        assert ram.bar(0).read_block(64, 64) == b"\x22" * 64  # the write happened all the same, in order
+        assert session.statistics == {"late": 5, "strange": 0, "stale": 0}
+
+
+@pytest.mark.clause("LIFE-4")
+def test_a_backend_that_is_killed(backend: Backend) -> None:
+    with backend.connect() as session:
+        ram = session.acquire("ram0")
+        backend.process.kill()
+        backend.process.wait()
+        backend.killed = True
+        with pytest.raises(SessionGone):
+            ram.nop()
+        with pytest.raises(SessionGone):
+            ram.nop()
+
+
+@pytest.mark.clause("LIFE-4")
+def test_a_backend_that_is_terminated_says_goodbye(backend: Backend) -> None:
+    with backend.connect() as session:
+        backend.process.send_signal(signal.SIGTERM)
+        assert backend.process.wait(20) == 0
+        with pytest.raises(SessionGone, match="connect again"):
+            session.acquire("ram0").nop()
+
+
+@pytest.mark.clause("MEET-7", "MEET-8", "MEET-9", "MEET-15", "MEET-16", "MEET-17")
+def test_refusals_say_what_to_change(backend: Backend) -> None:
+    cases = [
+        ({"devices": ["nic9"]}, Error.UNKNOWN_DEVICE, "no device 'nic9' is served; this back has: edu0, ram0"),
+        ({"devices": ["edu0"], "driver": "ixy", "dma": 32 << 20}, Error.DMA_TOO_LARGE,
+         "driver 'ixy' needs 32 MiB of DMA memory for 1 device; serve was given 4 MiB: use --dma 32M"),
+        ({"devices": ["edu0"], "dma": 4 << 20, "dma_bits": 22}, Error.DMA_UNREACHABLE, "below 2^22"),
+        ({"devices": [Need("edu0", 5)]}, Error.TOO_MANY_VECTORS, "edu0 has 1 vectors, the front asks for 5"),
+    ]  # fmt: skip
+    for options, code, text in cases:
+        with pytest.raises(MeetingRefused) as refused:
+            backend.connect(**options)
+        assert refused.value.code is code
+        assert text in refused.value.sentence
+    with backend.connect(devices=["edu0"]), pytest.raises(MeetingRefused) as refused:
+        backend.connect(devices=["ram0", "edu0"])
+    assert refused.value.code is Error.DEVICE_TAKEN
+    assert "session" in refused.value.sentence
+    with backend.connect(devices=["ram0", "edu0"]) as session:
+        assert session.devices == ("ram0", "edu0")
+
+
+@pytest.mark.clause("LIFE-7", "LIFE-13")
+def test_devices_are_free_when_the_socket_closes(backend: Backend) -> None:
+    for _ in range(20):
+        with backend.connect() as session:
+            watched = session._sock.dup()
+        watched.setblocking(True)
+        assert watched.recv(1) == b""
+        watched.close()
+
+
+@pytest.mark.clause("IRQ-10")
+def test_direct_vectors_are_for_tenders(make_backend: Callable[..., Backend]) -> None:
+    from pcisplit.wire import VectorMode
+
+    need = Need("edu0", 1, VectorMode.DIRECT)
+    plain = make_backend("--device", "edu0=model:edu")
+    with pytest.raises(MeetingRefused, match="trusted tenders") as refused:
+        plain.connect(devices=[need])
+    assert refused.value.code is Error.ACCESS_DENIED
+    trusting = make_backend("--device", f"edu0=model:edu,tender={os.getuid()}")
+    with trusting.connect(devices=[need]) as session:
+        edu = session.acquire("edu0")
+        edu.config.write16(4, 6)
+        edu.irq(0).enable()
+        edu.bar(0).write32(0x60, 1)
+        assert edu.irq(0).wait(10.0) == 1
+        assert "direct" in repr(edu.irq(0))
