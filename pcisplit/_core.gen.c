@@ -3553,44 +3553,6 @@ _cffi_f_pcsf_interrupts(PyObject *self, PyObject *args)
 #  define _cffi_f_pcsf_interrupts _cffi_d_pcsf_interrupts
 #endif
 
-static int _cffi_d_pcsf_last_busy(struct pcsf const * x0)
-{
-  return pcsf_last_busy(x0);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_pcsf_last_busy(PyObject *self, PyObject *arg0)
-{
-  struct pcsf const * x0;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = pcsf_last_busy(x0); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_pcsf_last_busy _cffi_d_pcsf_last_busy
-#endif
-
 static uint64_t _cffi_d_pcsf_last_detail(struct pcsf const * x0)
 {
   return pcsf_last_detail(x0);
@@ -4435,7 +4397,6 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_gone },
   { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 40), (void *)_cffi_d_pcsf_interrupt_wait },
   { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_interrupts },
-  { "pcsf_last_busy", (void *)_cffi_f_pcsf_last_busy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_last_busy },
   { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_detail },
   { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_moved },
   { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_value },
@@ -4474,7 +4435,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   NULL,  /* no typenames */
-  69,  /* num_globals */
+  68,  /* num_globals */
   3,  /* num_struct_unions */
   1,  /* num_enums */
   0,  /* num_typenames */

@@ -17,7 +17,7 @@ from pcisplit.back.models.base import bar
 from pcisplit.back.models.ram import RamModel
 from pcisplit.back.signal import signal_eventfd
 from pcisplit.errors import AccessError, DeviceError, SessionGone
-from pcisplit.messages import Request
+from pcisplit.messages import Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import FRONT_HEADER, Error, Op, ResetMethod, State
@@ -115,7 +115,7 @@ def test_a_parked_device_holds_up_only_itself() -> None:
         assert pair.front.acquire("dev1").bar(0).read32(8) == 8
         assert handle.poll() == []
         slow.hold.set()
-        answers = []
+        answers: list[Response] = []
         while len(answers) < len(ids):
             answers += handle.poll_or_wait()
         assert [answer.id for answer in answers] == ids

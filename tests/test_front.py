@@ -6,9 +6,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-import trio
 
 from pcisplit.errors import AccessError, AccessTimeout, BusyError, MeetingRefused, SessionGone
 from pcisplit.front import Session
@@ -206,7 +206,7 @@ def test_a_backend_that_is_terminated_says_goodbye(backend: Backend) -> None:
 
 @pytest.mark.clause("MEET-7", "MEET-8", "MEET-9", "MEET-15", "MEET-16", "MEET-17")
 def test_refusals_say_what_to_change(backend: Backend) -> None:
-    cases = [
+    cases: list[tuple[dict[str, Any], Error, str]] = [
         ({"devices": ["nic9"]}, Error.UNKNOWN_DEVICE, "no device 'nic9' is served; this back has: edu0, ram0"),
         ({"devices": ["edu0"], "driver": "ixy", "dma": 32 << 20}, Error.DMA_TOO_LARGE,
          "driver 'ixy' needs 32 MiB of DMA memory for 1 device; serve was given 4 MiB: use --dma 32M"),

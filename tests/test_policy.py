@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The configuration policy, walked octet by octet against a plain model of the specification."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +107,7 @@ def test_virtual_bars_are_aligned_and_apart(kinds: list[tuple[int, bool]]) -> No
     for io in (True, False):
         spans = sorted((addresses[b.index], b.size) for b in bars if bool(b.flags & BarFlag.IO) is io)
         assert all(start % size == 0 for start, size in spans if not io)
-        assert all(a + size <= b for (a, size), (b, _) in zip(spans, spans[1:], strict=False))
+        assert all(a + size <= b for (a, size), (b, _) in itertools.pairwise(spans))
 
 
 @given(st.binary(min_size=256, max_size=256))

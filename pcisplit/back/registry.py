@@ -150,7 +150,7 @@ def mebibytes(size: int) -> str:
 
 
 def _check_features(hello: Hello) -> None:
-    unknown = Feature(hello.required & ~wire.BUILT)
+    unknown = Feature(int(hello.required) & ~int(wire.BUILT))  # ~ of a Feature would forget bits without a name
     if unknown:
         known = [feature.name or "" for feature in Feature if feature in unknown]
         names = ", ".join(name.lower() for name in known) or f"bits {int(unknown):#x}"

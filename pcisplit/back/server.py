@@ -36,22 +36,20 @@ class Server:
     """A backend at work. ``run`` serves until it is cancelled and then tears every session down."""
 
     def __init__(self, registry: Registry, path: Path, *, spin: float = 50e-6, allow_no_reset: bool = False) -> None:
-        self._registry, self._path = registry, path
+        self._registry, self.path = registry, path
         self._spin, self._allow_no_reset = spin, allow_no_reset
         self._numbers = itertools.count(1)
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._log = structlog.get_logger("pcisplit")
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled. Raises OSError and ValueError when the socket cannot be made."""
-        with listening(self._path) as raw:
-            listener = trio.socket.from_stdlib_socket(raw)
-            self._log.info("serving", socket=str(self._path), devices=", ".join(self._registry.entries))
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    connection, _ = await listener.accept()
-                    nursery.start_soon(self._connection, connection)
+    async def run(self, sock: socket.socket) -> None:
+        """Accept at a listening socket until cancelled; every session is torn down before this returns."""
+        listener = trio.socket.from_stdlib_socket(sock)
+        self._log.info("serving", socket=str(self.path), devices=", ".join(self._registry.entries))
+        async with trio.open_nursery() as nursery:
+            while True:
+                connection, _ = await listener.accept()
+                nursery.start_soon(self._connection, connection)
 
     # -- one connection ---------------------------------------------------------------------------------------
 
@@ -87,7 +85,7 @@ class Server:
         except RemoteProtocolError as problem:
             await self._refuse(connection, log, problem.code, str(problem))
             return
-        session = BackSession(number, hello, entries, needs, self._registry.dma_limit, self._spin)
+        session = BackSession(number, hello, entries, needs, self._registry.dma_limit, self._spin, self._allow_no_reset)
         log = log.bind(session=number, driver=escape(hello.driver))
         refusal = None
         try:
@@ -166,9 +164,6 @@ class Server:
 
     async def _close(self, session: BackSession, log: Log) -> None:
         teardown = await self._in_thread(session.close)
-        if self._allow_no_reset:
-            for entry in session.entries:
-                entry.quarantined = ""
         for step in teardown.problems:
             log.warning("teardown", step=step.name, device=step.device, problem=step.problem)
         refusals = {name: counts for name, counts in session.refusals.items() if counts}
@@ -188,18 +183,16 @@ def peer_of(connection: trio.socket.SocketType) -> Peer:
 def listening(path: Path) -> Iterator[socket.socket]:
     """A listening SOCK_SEQPACKET socket at `path`, removed afterwards."""
     make_directory(path.parent)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         remove_stale(path)
         sock.bind(str(path))
-        path.chmod(0o660)
-        sock.listen(_BACKLOG)
-        sock.setblocking(False)
-        yield sock
-    finally:
-        sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        try:
+            path.chmod(0o660)
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+            yield sock
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def make_directory(folder: Path) -> None:
@@ -229,10 +222,10 @@ def remove_stale(path: Path) -> None:
 
 
 async def serve_until_signal(server: Server) -> None:
-    """Run until SIGTERM or SIGINT, then tear down."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Run until SIGTERM or SIGINT, then tear down. Raises OSError and ValueError when the socket cannot be made."""
+    with listening(server.path) as sock, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
+            nursery.start_soon(server.run, sock)
             async for number in signals:
                 structlog.get_logger("pcisplit").info("stopping", signal=signal.Signals(number).name, pid=os.getpid())
                 nursery.cancel_scope.cancel()

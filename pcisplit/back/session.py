@@ -51,7 +51,14 @@ class BackSession:
     """`entries` are claimed by the caller, `needs` in the same order. Call ``open``, ``serve`` and ``lanes``, ``close``."""
 
     def __init__(
-        self, number: int, hello: Hello, entries: Sequence[Entry], needs: Sequence[Need], dma_limit: int, spin: float
+        self,
+        number: int,
+        hello: Hello,
+        entries: Sequence[Entry],
+        needs: Sequence[Need],
+        dma_limit: int,
+        spin: float,
+        allow_no_reset: bool = False,
     ) -> None:
         self.number, self.entries = number, list(entries)
         self.features = hello.features & wire.BUILT
@@ -60,6 +67,7 @@ class BackSession:
         self.reason = Error.SUCCESS
         self.refusals: dict[str, dict[str, int]] = {}  #: after close: refused configuration writes, by device and rule
         self._hello, self._needs, self._spin = hello, needs, spin
+        self._allow_no_reset = allow_no_reset
         self._dma_bytes = dma.round_size(dma_limit if hello.dma_bytes == wire.DMA_ALL else hello.dma_bytes)
         self._acquired: list[Entry] = []
         self._cores: list[CoreDevice] = []
@@ -259,7 +267,7 @@ class BackSession:
         for _, device, spec in devices:
             done.step("interrupts off", device.disable_msi, spec)
         for entry, device, spec in devices:
-            if not done.step("reset", device.reset, spec):
+            if not done.step("reset", device.reset, spec) and not self._allow_no_reset:
                 entry.quarantined = done.steps[-1].problem
         before = len(done.steps)
         for _, device, spec in devices:

@@ -7,7 +7,7 @@ import time
 
 from pcisplit import bootinfo
 from pcisplit._core import ffi, lib
-from pcisplit.errors import AccessTimeout, known_error
+from pcisplit.errors import AccessTimeout
 from pcisplit.front.native import Handle
 from pcisplit.wire import Error, Op, VectorMode
 
@@ -50,7 +50,7 @@ class Irq:
         limit = -1 if timeout is None else int(timeout * 1e9)
         error = lib.pcsf_interrupt_wait(self._handle.raw, self._device, self.vector, count, limit)
         if error:
-            self._handle.fail_code(known_error(error), self._where(f"waiting {timeout} s for"))
+            self._handle.fail_code(error, self._where(f"waiting {timeout} s for"))
         return int(count[0])
 
     async def wait_async(self) -> int:

@@ -11,6 +11,7 @@ from pcisplit.errors import AccessError, AccessTimeout, BusyError, SessionGone, 
 from pcisplit.messages import Request, Response
 from pcisplit.wire import Error, State
 
+INSIDE = -0x8000  #: PCSF_INSIDE: not an error of the wire; another thread is in the handle
 ENTRY_SIZE = 80  #: of a trace entry: u64 time in ns, u64 kind, the slot
 
 
@@ -40,14 +41,14 @@ class Handle:
 
     def fail(self, packed: int, where: str) -> NoReturn:
         """Raise what a packed result means: AccessError, AccessTimeout, SessionGone or BusyError."""
-        code = known_error(-(packed >> 32 & 0xFFFF))
-        self.fail_code(code, where, packed >> 48, int(lib.pcsf_last_detail(self.raw)))
+        self.fail_code(-(packed >> 32 & 0xFFFF), where, packed >> 48, int(lib.pcsf_last_detail(self.raw)))
 
-    def fail_code(self, code: Error, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
-        if lib.pcsf_last_busy(self.raw):
+    def fail_code(self, number: int, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
+        if number == INSIDE:
             raise BusyError(f"{where}: another thread is inside this session; it is for one thread at a time")
+        code = known_error(number)
         if code is Error.GONE and (lib.pcsf_gone(self.raw) or self.back_state() is not State.CONNECTED):
-            raise SessionGone(known_error(lib.pcsf_back_reason(self.raw)))
+            raise SessionGone(self.back_reason())
         if code is Error.TIMEOUT:
             raise AccessTimeout(code, where)
         raise AccessError(code, where, rule, detail)
@@ -70,7 +71,7 @@ class Handle:
         error = ffi.new("int *")
         done = lib.pcsf_submit(self.raw, octets, len(requests), error)
         if error[0]:
-            raise AccessError(known_error(error[0]), f"submit of request {done + 1} of {len(requests)}")
+            self.fail_code(error[0], f"submit of request {done + 1} of {len(requests)}")
         sent = bytes(ffi.buffer(octets))
         size = wire.SLOT_SIZE
         return [int.from_bytes(sent[at + 4 : at + 8], "little") for at in range(0, len(requests) * size, size)]
@@ -81,7 +82,7 @@ class Handle:
         octets, error = ffi.new("uint8_t[]", most * size), ffi.new("int *")
         done = lib.pcsf_poll(self.raw, octets, most, error)
         if error[0]:
-            raise SessionGone(self.back_reason())
+            self.fail_code(error[0], "taking answers")
         data = bytes(ffi.buffer(octets, done * size))
         return [Response.from_bytes_untrusted(data[at : at + size]) for at in range(0, len(data), size)]
 
@@ -90,7 +91,7 @@ class Handle:
         while not (came := self.poll(most)):
             error = lib.pcsf_wait_answer(self.raw)
             if error:
-                self.fail_code(known_error(error), "waiting for answers")
+                self.fail_code(error, "waiting for answers")
         return came
 
     def trace(self, entries: int) -> None:

@@ -22,7 +22,6 @@ struct pcsf {
     int gone; // the socket hung up
     atomic_flag inside; // a thread is in here
     uint64_t timeout;
-    int last_busy;
     uint64_t last_value, last_detail, last_moved;
     struct traced *traced;
     unsigned trace_size, trace_head, trace_tail;
@@ -143,16 +142,14 @@ static void leave(struct pcsf *p)
     atomic_flag_clear_explicit(&p->inside, memory_order_release);
 }
 
-static uint64_t busy(struct pcsf *p)
+static uint64_t busy(void)
 {
-    p->last_busy = 1;
-    return (uint64_t)-PCISPLIT_ERROR_BUSY << 32;
+    return (uint64_t)-PCSF_INSIDE << 32;
 }
 
 static uint64_t pack(struct pcsf *p, int error, const struct pcisplit_response *response)
 {
     uint64_t rule = 0;
-    p->last_busy = 0;
     p->last_value = response->value;
     if (error && response->error == error) {
         rule = response->rule;
@@ -169,7 +166,7 @@ static uint64_t access_call(struct pcsf *p, unsigned op, unsigned device, unsign
     struct pcisplit_response response = {.value = 0};
 
     if (!enter(p))
-        return busy(p);
+        return busy();
     if (op == PCISPLIT_OP_ENABLE_MSI || op == PCISPLIT_OP_DISABLE_MSI)
         request.count = 1;
     int error = pcifront_call(&p->front, &request, &response, deadline_of(p));
@@ -208,7 +205,7 @@ uint64_t pcsf_bar_post(struct pcsf *p, unsigned device, unsigned bar, uint64_t o
 {
     static const struct pcisplit_response none;
     if (!enter(p))
-        return busy(p);
+        return busy();
     uint64_t packed = pack(p, pcifront_bar_post(&p->front, device, bar, offset, width, value, publish, deadline_of(p)), &none);
     leave(p);
     return packed;
@@ -220,7 +217,7 @@ uint64_t pcsf_block(struct pcsf *p, int write, unsigned device, unsigned bar, ui
     static const struct pcisplit_response none;
     struct pcifront *f = &p->front;
     if (!enter(p))
-        return busy(p);
+        return busy();
     int error = write ? pcifront_write_block(f, device, bar, offset, width, memory, length, &p->last_moved, deadline_of(p))
                       : pcifront_read_block(f, device, bar, offset, width, memory, length, &p->last_moved, deadline_of(p));
     uint64_t packed = pack(p, error, &none);
@@ -231,7 +228,6 @@ uint64_t pcsf_block(struct pcsf *p, int write, unsigned device, unsigned bar, ui
 uint64_t pcsf_last_value(const struct pcsf *p) { return p->last_value; }
 uint64_t pcsf_last_detail(const struct pcsf *p) { return p->last_detail; }
 uint64_t pcsf_last_moved(const struct pcsf *p) { return p->last_moved; }
-int pcsf_last_busy(const struct pcsf *p) { return p->last_busy; }
 int pcsf_gone(const struct pcsf *p) { return p->gone; }
 
 int pcsf_connect(struct pcsf *p)
@@ -247,11 +243,8 @@ void pcsf_close(struct pcsf *p)
 int pcsf_interrupt_wait(struct pcsf *p, unsigned device, unsigned vector, uint64_t *count, int64_t timeout_ns)
 {
     uint64_t deadline = timeout_ns < 0 ? PCIFRONT_FOREVER : host_now(p) + (uint64_t)timeout_ns;
-    if (!enter(p)) {
-        p->last_busy = 1;
-        return PCISPLIT_ERROR_BUSY;
-    }
-    p->last_busy = 0;
+    if (!enter(p))
+        return PCSF_INSIDE;
     int error = pcifront_interrupt_wait(&p->front, device, vector, count, deadline);
     leave(p);
     return error;
@@ -286,7 +279,7 @@ int pcsf_submit(struct pcsf *p, void *requests, unsigned count, int *error)
     struct pcisplit_request *request = requests;
     unsigned done = 0;
 
-    *error = PCISPLIT_ERROR_BUSY;
+    *error = PCSF_INSIDE;
     if (!enter(p))
         return 0;
     for (*error = 0; done < count && *error == 0; done += *error == 0)
@@ -301,7 +294,7 @@ int pcsf_poll(struct pcsf *p, void *responses, unsigned most, int *error)
     unsigned done = 0;
     int came = 1;
 
-    *error = PCISPLIT_ERROR_BUSY;
+    *error = PCSF_INSIDE;
     if (!enter(p))
         return 0;
     while (done < most && (came = pcifront_poll(&p->front, &response[done])) == 1)
@@ -313,11 +306,8 @@ int pcsf_poll(struct pcsf *p, void *responses, unsigned most, int *error)
 
 int pcsf_wait_answer(struct pcsf *p)
 {
-    if (!enter(p)) {
-        p->last_busy = 1;
-        return PCISPLIT_ERROR_BUSY;
-    }
-    p->last_busy = 0;
+    if (!enter(p))
+        return PCSF_INSIDE;
     int error = pcifront_wait_answer(&p->front, deadline_of(p));
     leave(p);
     return error;

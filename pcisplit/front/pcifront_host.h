@@ -19,7 +19,9 @@ struct pcifront *pcsf_front(struct pcsf *p);
 
 /* Calls of one access. They return value | error << 32 | rule << 48: `error` is minus the code, 0 for success; a value of
  * 8 octets, `detail` and `length` are asked for afterwards. Deadlines are the handle's timeout from now. A handle that
- * another thread is in answers BUSY at once (pcsf_last_busy() tells it from the wire's). */
+ * another thread is in answers PCSF_INSIDE at once, which is no error of the wire. */
+#define PCSF_INSIDE (-0x8000)
+
 uint64_t pcsf_config_read(struct pcsf *p, unsigned device, uint64_t offset, unsigned width);
 uint64_t pcsf_config_write(struct pcsf *p, unsigned device, uint64_t offset, unsigned width, uint32_t value);
 uint64_t pcsf_bar_read(struct pcsf *p, unsigned device, unsigned bar, uint64_t offset, unsigned width);
@@ -33,7 +35,6 @@ uint64_t pcsf_operation(struct pcsf *p, unsigned op, unsigned device); /* enable
 uint64_t pcsf_last_value(const struct pcsf *p);
 uint64_t pcsf_last_detail(const struct pcsf *p);
 uint64_t pcsf_last_moved(const struct pcsf *p);
-int pcsf_last_busy(const struct pcsf *p);
 int pcsf_gone(const struct pcsf *p); /* the socket hung up */
 
 int pcsf_connect(struct pcsf *p);

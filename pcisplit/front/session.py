@@ -13,7 +13,7 @@ from typing import Self
 from pcisplit import wire
 from pcisplit._core import lib
 from pcisplit.bootinfo import BootInfo, parse_boot_info_untrusted
-from pcisplit.errors import AccessError, MeetingRefused, RemoteProtocolError, SessionGone, known_error
+from pcisplit.errors import AccessError, MeetingRefused, RemoteProtocolError, SessionGone
 from pcisplit.front.device import RemoteDevice
 from pcisplit.front.dma import DmaPool
 from pcisplit.front.native import Handle
@@ -43,7 +43,7 @@ class Session:
             lib.pcsf_set_timeout(self._handle.raw, int(timeout * 1e9))
             error = lib.pcsf_connect(self._handle.raw)
             if error:
-                self._handle.fail_code(known_error(error), "connecting")
+                self._handle.fail_code(error, "connecting")
             held.pop_all()
         b2f = self._maps[RegionIndex.B2F]
         assert b2f is not None

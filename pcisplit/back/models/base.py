@@ -16,6 +16,13 @@ from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod
 
 
+def yes_or_no(key: str, value: str) -> bool:
+    """The meaning of ``key=yes`` or ``key=no``. Raises ValueError for anything else."""
+    if value not in ("yes", "no"):
+        raise ValueError(f"{key}={value} is neither yes nor no")
+    return value == "yes"
+
+
 def take_options(options: Mapping[str, str], allowed: Mapping[str, str]) -> dict[str, str]:
     """`options` over the defaults in `allowed`. Raises ValueError for a key that is not there."""
     unknown = sorted(set(options) - set(allowed))

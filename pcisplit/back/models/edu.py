@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pcisplit import pci
 from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.models.base import ModelDevice, bar, take_options
+from pcisplit.back.models.base import ModelDevice, bar, take_options, yes_or_no
 
 IDENTITY = 0x010000ED
 BAR_SIZE = 0x100000
@@ -36,7 +36,7 @@ class EduModel(ModelDevice):
 
     def __init__(self, options: Mapping[str, str]) -> None:
         chosen = take_options(options, {"dma_ms": "1", "reset": "yes"})
-        super().__init__("model:edu", resettable=chosen["reset"] != "no")
+        super().__init__("model:edu", resettable=yes_or_no("reset", chosen["reset"]))
         self._dma_seconds = float(chosen["dma_ms"]) / 1000
         self._lock = threading.Lock()
         self._registers: dict[int, int] = {}

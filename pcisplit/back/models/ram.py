@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from pcisplit import pci
 from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.models.base import ModelDevice, bar, take_options
+from pcisplit.back.models.base import ModelDevice, bar, take_options, yes_or_no
 from pcisplit.wire import BarFlag
 
 R_SCRATCH, R_ACCESSES, R_INTERRUPT = 0x0, 0x4, 0x8
@@ -32,7 +32,7 @@ class RamModel(ModelDevice):
 
     def __init__(self, options: Mapping[str, str]) -> None:
         chosen = take_options(options, {"size": str(1 << 20), "read": "0", "write": "0", "reset": "yes"})
-        super().__init__("model:ram", resettable=chosen["reset"] != "no")
+        super().__init__("model:ram", resettable=yes_or_no("reset", chosen["reset"]))
         self._size = int(chosen["size"], 0)
         if self._size < 4096 or self._size & (self._size - 1):
             raise ValueError(f"size={self._size} is not a power of two from 4096 on")
