@@ -116,6 +116,7 @@ class Pair:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if hasattr(self, "front"):
+            self._other.close()  # nobody else would: the front waits for it
             self.front.close()
         else:
             for fd in self._fds:

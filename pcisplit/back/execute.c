@@ -13,7 +13,7 @@ static uint32_t uses_of(unsigned op)
     return op < PCISPLIT_USES_SIZE ? uses[op] : 0;
 }
 
-// The feature an operation belongs to; it must be in force in this session [VER-5].
+// The features an operation belongs to; one of them must be in force in this session [VER-5]. 0: it needs none.
 static uint64_t feature_of(unsigned op)
 {
     switch (op) {
@@ -22,7 +22,7 @@ static uint64_t feature_of(unsigned op)
     case PCISPLIT_OP_ENABLE_MSI:
     case PCISPLIT_OP_DISABLE_MSI: return PCISPLIT_FEATURE_MSI_RELAYED | PCISPLIT_FEATURE_MSI_DIRECT;
     case PCISPLIT_OP_RESET: return PCISPLIT_FEATURE_RESET;
-    default: return UINT64_MAX;
+    default: return 0;
     }
 }
 
@@ -214,7 +214,8 @@ enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, con
     answer->response.id = r->id;
     answer->response.device = r->device;
     answer->response.generation = device ? device->state->generation : 0;
-    int error = s->features & feature_of(r->op) ? pcs_check_request(request) : PCISPLIT_ERROR_NOT_IMPLEMENTED;
+    uint64_t needed = feature_of(r->op);
+    int error = needed && !(s->features & needed) ? PCISPLIT_ERROR_NOT_IMPLEMENTED : pcs_check_request(request);
     if (!error && !device)
         error = PCISPLIT_ERROR_DEV_NOT_FOUND;
     if (!error)
