@@ -167,7 +167,9 @@ class Server:
         for step in teardown.problems:
             log.warning("teardown", step=step.name, device=step.device, problem=step.problem)
         refusals = {name: counts for name, counts in session.refusals.items() if counts}
-        log.info("session over", reason=error_name(session.reason), problems=len(teardown.problems), refused=refusals)
+        steps = [f"{' '.join(step[:2]).strip()}: {step.problem or step.result or 'done'}" for step in teardown.steps]
+        reason, problems = error_name(session.reason), len(teardown.problems)
+        log.info("session over", reason=reason, problems=problems, refused=refusals, steps=steps)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
