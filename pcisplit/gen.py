@@ -84,6 +84,10 @@ def c_header() -> str:
     lines += ["#define PCISPLIT_USES_TABLE { \\"]
     lines += [f"    [{op.value:#04x}] = 0x8000u | {int(uses):#04x}u, \\" for op, uses in wire.USES.items()]
     lines += ["}", ""]
+    lines += ["/* Bits of a request, as eight 64-bit words, that must be zero [REG-4], indexed by operation. */"]
+    lines += ["#define PCISPLIT_ZERO_TABLE { \\"]
+    lines += [f"    [{op.value:#04x}] = {{ {', '.join(zero_words(op))} }}, \\" for op in wire.USES]
+    lines += ["}", ""]
     for name, record in wire.RECORDS.items():
         body = list(fields(record))
         lines += [f"struct pcisplit_{name} {{"]
@@ -99,6 +103,18 @@ def c_header() -> str:
             "",
         ]
     return "\n".join([*lines, "#endif", ""])
+
+
+def zero_words(op: wire.Op) -> list[str]:
+    """The octets of a request that `op` does not use, as masks of eight little-endian words."""
+    octets = bytearray(wire.SLOT_SIZE)
+    for field in fields(wire.REQUEST):
+        if field.name == "reserved" or (field.name in wire.USED_BY and not wire.USES[op] & wire.USED_BY[field.name]):
+            octets[field.offset : field.offset + field.size] = b"\xff" * field.size
+    flags = next(field for field in fields(wire.REQUEST) if field.name == "flags")
+    allowed = wire.RequestFlag.POSTED if wire.USES[op] & wire.Uses.POSTED else 0
+    octets[flags.offset : flags.offset + 2] = (0xFFFF & ~allowed).to_bytes(2, "little")
+    return [f"{int.from_bytes(octets[at : at + 8], 'little'):#x}u" for at in range(0, wire.SLOT_SIZE, 8)]
 
 
 def spec_tables() -> str:

@@ -175,17 +175,7 @@ def check_request_untrusted(data: bytes) -> Error:
         request = Request.from_bytes_untrusted(data)
     except RemoteProtocolError as problem:
         return problem.code
-    used = {
-        "region": Uses.REGION,
-        "width": Uses.WIDTH,
-        "offset": Uses.OFFSET,
-        "value": Uses.VALUE,
-        "length": Uses.BLOCK,
-        "bulk": Uses.BLOCK,
-        "vector": Uses.VECTORS,
-        "count": Uses.VECTORS,
-    }
-    if any(getattr(request, name) and not uses & bit for name, bit in used.items()):
+    if any(getattr(request, name) and not uses & bit for name, bit in wire.USED_BY.items()):
         return Error.BAD_REQUEST
     return Error.SUCCESS
 

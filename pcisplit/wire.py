@@ -129,6 +129,19 @@ USES = {
 }
 
 
+#: Which use lets a field of a request be other than zero; fields that are not here are free.
+USED_BY = {
+    "region": Uses.REGION,
+    "width": Uses.WIDTH,
+    "offset": Uses.OFFSET,
+    "value": Uses.VALUE,
+    "length": Uses.BLOCK,
+    "bulk": Uses.BLOCK,
+    "vector": Uses.VECTORS,
+    "count": Uses.VECTORS,
+}
+
+
 class Error(enum.IntEnum):
     """Error codes, s16. 0..-5 are Xen's; from -32 ours. Sentences and retry advice: ``errors.ERRORS`` and errors.md."""
 

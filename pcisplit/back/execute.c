@@ -4,9 +4,8 @@
 
 #include "serve.h"
 
-#include <string.h>
-
 static const uint32_t uses[PCISPLIT_USES_SIZE] = PCISPLIT_USES_TABLE;
+static const uint64_t must_be_zero[PCISPLIT_USES_SIZE][PCISPLIT_SLOT_WORDS] = PCISPLIT_ZERO_TABLE;
 
 static uint32_t uses_of(unsigned op)
 {
@@ -29,21 +28,13 @@ static uint64_t feature_of(unsigned op)
 int pcs_check_request(const union pcs_slot *slot)
 {
     const struct pcisplit_request *r = &slot->request;
-    uint32_t used = uses_of(r->op);
+    uint64_t strange = 0;
 
-    if (!(used & PCISPLIT_USES_BUILT))
+    if (!(uses_of(r->op) & PCISPLIT_USES_BUILT))
         return PCISPLIT_ERROR_NOT_IMPLEMENTED;
-    uint64_t reserved;
-    uint64_t rest;
-    memcpy(&reserved, r->reserved, 8);
-    memcpy(&rest, r->reserved + 8, 8);
-    if (reserved | rest || (r->flags & ~(used & PCISPLIT_USES_POSTED ? PCISPLIT_FLAG_POSTED : 0u)) ||
-        (r->region && !(used & PCISPLIT_USES_REGION)) || (r->width && !(used & PCISPLIT_USES_WIDTH)) ||
-        (r->offset && !(used & PCISPLIT_USES_OFFSET)) || (r->value && !(used & PCISPLIT_USES_VALUE)) ||
-        ((r->length || r->bulk) && !(used & PCISPLIT_USES_BLOCK)) ||
-        ((r->vector || r->count) && !(used & PCISPLIT_USES_VECTORS)))
-        return PCISPLIT_ERROR_BAD_REQUEST;
-    return 0;
+    for (unsigned i = 0; i < PCISPLIT_SLOT_WORDS; i++)
+        strange |= slot->raw.word[i] & must_be_zero[r->op][i];
+    return strange ? PCISPLIT_ERROR_BAD_REQUEST : 0;
 }
 
 const struct pcs_area *pcs_find_area(const struct pcs_bar *bar, uint64_t offset, uint64_t width)
@@ -70,9 +61,9 @@ static int check_shape(const struct pcs_device *device, const struct pcisplit_re
         return 0;
     if (!(r->width & widths) || r->width & (r->width - 1))
         return PCISPLIT_ERROR_BAD_SIZE;
-    if (used & PCISPLIT_USES_BLOCK && (r->length == 0 || r->length > PCISPLIT_BLOCK_MAX || r->length % r->width))
+    if (used & PCISPLIT_USES_BLOCK && (r->length == 0 || r->length > PCISPLIT_BLOCK_MAX || r->length & (r->width - 1u)))
         return PCISPLIT_ERROR_BAD_SIZE;
-    if (r->offset % r->width)
+    if (r->offset & (r->width - 1u)) // a power of two by now; a division would cost as much as the access
         return PCISPLIT_ERROR_UNALIGNED;
     if (used & PCISPLIT_USES_REGION)
         space = r->region < PCISPLIT_BAR_COUNT ? device->bar[r->region].size : 0;
@@ -91,14 +82,14 @@ static int decoded(const struct pcs_device *device, const struct pcs_bar *bar)
     return command & (bar->io ? 1 : 2);
 }
 
-static enum pcs_verdict answer_error(union pcs_slot *answer, int error)
+static enum pcs_verdict fail(struct pcs_result *result, int error)
 {
-    answer->response.error = (int16_t)error;
+    result->error = error;
     return PCS_ANSWERED;
 }
 
 static enum pcs_verdict config_access(struct pcs_device *device, const struct pcisplit_request *r,
-                                      union pcs_slot *answer)
+                                      struct pcs_result *result)
 {
     struct pcs_config *config = &device->config;
     uint32_t offset = (uint32_t)r->offset, value = (uint32_t)r->value, octet;
@@ -106,14 +97,14 @@ static enum pcs_verdict config_access(struct pcs_device *device, const struct pc
     if (r->op == PCISPLIT_OP_CONF_READ) {
         if (!pcs_config_read(config, offset, r->width, &value))
             return PCS_TO_LANE;
-        answer->response.value = value;
+        result->value = value;
         return PCS_ANSWERED;
     }
     unsigned rule = pcs_config_check_write(config, offset, r->width, value, &octet);
     if (rule) {
-        answer->response.rule = (uint16_t)rule;
-        answer->response.detail = octet;
-        return answer_error(answer, PCISPLIT_ERROR_DENIED);
+        result->rule = rule;
+        result->detail = octet;
+        return fail(result, PCISPLIT_ERROR_DENIED);
     }
     if (pcs_config_needs_device(config, offset, r->width, value))
         return PCS_TO_LANE;
@@ -142,9 +133,9 @@ static void store(const struct pcs_area *area, volatile uint8_t *at, unsigned wi
     pcisplit_mmio_write(at, width, value);
 }
 
-// A block over mapped memory; *answer's length counts what was moved, also when an access faults on the way [BAR-21].
+// A block over mapped memory; *result's length counts what was moved, also when an access faults on the way [BAR-21].
 static void move_block(struct pcs_serve *s, const struct pcs_area *area, const struct pcisplit_request *r,
-                       union pcs_slot *answer)
+                       struct pcs_result *result)
 {
     volatile uint8_t *at = area->base + (r->offset - area->start);
 
@@ -161,35 +152,35 @@ static void move_block(struct pcs_serve *s, const struct pcs_area *area, const s
                 value |= (uint64_t)bulk_in[i] << (8 * i);
             store(area, at + done, r->width, value);
         }
-        answer->response.length = done + r->width;
+        result->length = done + r->width;
     }
 }
 
 static enum pcs_verdict bar_access(struct pcs_serve *s, struct pcs_device *device, const struct pcisplit_request *r,
-                                   uint32_t used, union pcs_slot *answer)
+                                   uint32_t used, struct pcs_result *result)
 {
     const struct pcs_bar *bar = &device->bar[r->region];
 
     if (!decoded(device, bar))
-        return answer_error(answer, PCISPLIT_ERROR_DECODE_DISABLED);
+        return fail(result, PCISPLIT_ERROR_DECODE_DISABLED);
     const struct pcs_area *area = pcs_find_area(bar, r->offset, extent(r, used));
     if (!area && used & PCISPLIT_USES_BLOCK)
         return PCS_TO_LANE; // spans areas: the lane goes access by access
     if (!area || (area->kind != PCS_AREA_DENIED && !(area->widths & r->width)))
-        return answer_error(answer, area && area->kind ? PCISPLIT_ERROR_BAD_SIZE : PCISPLIT_ERROR_INVALID_OFFSET);
+        return fail(result, area && area->kind ? PCISPLIT_ERROR_BAD_SIZE : PCISPLIT_ERROR_INVALID_OFFSET);
     switch (area->kind) {
     case PCS_AREA_LANE: return PCS_TO_LANE;
-    case PCS_AREA_DENIED: return answer_error(answer, PCISPLIT_ERROR_DENIED);
-    case PCS_AREA_NONE: return answer_error(answer, PCISPLIT_ERROR_INVALID_OFFSET);
+    case PCS_AREA_DENIED: return fail(result, PCISPLIT_ERROR_DENIED);
+    case PCS_AREA_NONE: return fail(result, PCISPLIT_ERROR_INVALID_OFFSET);
     default: break;
     }
     volatile uint8_t *at = area->base + (r->offset - area->start);
     if (r->op == PCISPLIT_OP_BAR_READ)
-        answer->response.value = load(area, at, r->width);
+        result->value = load(area, at, r->width);
     else if (r->op == PCISPLIT_OP_BAR_WRITE)
         store(area, at, r->width, r->value);
     else
-        move_block(s, area, r, answer);
+        move_block(s, area, r, result);
     return PCS_ANSWERED;
 }
 
@@ -204,16 +195,14 @@ static int check_device(const struct pcs_device *device, const struct pcisplit_r
 }
 
 enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
-                             union pcs_slot *answer)
+                             struct pcs_result *result)
 {
     const struct pcisplit_request *r = &request->request;
     uint32_t used = uses_of(r->op);
 
-    memset(answer, 0, sizeof *answer);
-    answer->response.op = r->op;
-    answer->response.id = r->id;
-    answer->response.device = r->device;
-    answer->response.generation = device ? device->state->generation : 0;
+    result->error = 0;
+    result->rule = result->length = 0;
+    result->value = result->detail = 0;
     uint64_t needed = feature_of(r->op);
     int error = needed && !(s->features & needed) ? PCISPLIT_ERROR_NOT_IMPLEMENTED : pcs_check_request(request);
     if (!error && !device)
@@ -223,15 +212,15 @@ enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, con
     if (!error)
         error = check_shape(device, r, used);
     if (error)
-        return answer_error(answer, error);
+        return fail(result, error);
     switch (r->op) {
     case PCISPLIT_OP_NOP: return PCS_ANSWERED;
     case PCISPLIT_OP_CONF_READ:
-    case PCISPLIT_OP_CONF_WRITE: return config_access(device, r, answer);
+    case PCISPLIT_OP_CONF_WRITE: return config_access(device, r, result);
     case PCISPLIT_OP_BAR_READ:
     case PCISPLIT_OP_BAR_WRITE:
     case PCISPLIT_OP_BAR_READ_BLOCK:
-    case PCISPLIT_OP_BAR_WRITE_BLOCK: return bar_access(s, device, r, used, answer);
+    case PCISPLIT_OP_BAR_WRITE_BLOCK: return bar_access(s, device, r, used, result);
     default: return PCS_TO_LANE; // interrupts and reset: full barriers for their device [ORD-9]
     }
 }

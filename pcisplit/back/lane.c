@@ -4,7 +4,6 @@
 
 #include "serve.h"
 
-#include <string.h>
 #include <unistd.h>
 
 int pcs_lane_init(struct pcs_lane *lane)
@@ -22,11 +21,11 @@ void pcs_lane_ask(struct pcs_lane *lane, const union pcs_slot *request)
     pthread_mutex_unlock(&lane->mutex);
 }
 
-int pcs_lane_take(struct pcs_lane *lane, union pcs_slot *response)
+int pcs_lane_take(struct pcs_lane *lane, struct pcs_result *result)
 {
     if (atomic_load_explicit(&lane->state, memory_order_acquire) != PCS_LANE_DONE)
         return 0;
-    *response = lane->response;
+    *result = lane->result;
     atomic_store_explicit(&lane->state, PCS_LANE_IDLE, memory_order_relaxed);
     return 1;
 }
@@ -52,19 +51,8 @@ void pcs_lane_finish(struct pcs_device *device, int error, unsigned rule, uint64
                      uint32_t length)
 {
     struct pcs_lane *lane = &device->lane;
-    struct pcisplit_response *response = &lane->response.response;
-    const struct pcisplit_request *request = &lane->request.request;
 
-    memset(response, 0, sizeof *response);
-    response->op = request->op;
-    response->id = request->id;
-    response->device = request->device;
-    response->generation = device->state->generation;
-    response->error = (int16_t)error;
-    response->rule = (uint16_t)rule;
-    response->value = value;
-    response->detail = detail;
-    response->length = length;
+    lane->result = (struct pcs_result){.error = error, .rule = rule, .length = length, .value = value, .detail = detail};
     atomic_store_explicit(&lane->state, PCS_LANE_DONE, memory_order_release);
     uint64_t one = 1;
     ssize_t written = write(lane->wake_fd, &one, sizeof one); // never full: the loop empties it, and one write per request

@@ -7,7 +7,6 @@
 
 #include "serve.h"
 
-#include <string.h>
 #include <unistd.h>
 
 #define PUBLISH_EVERY 8   /* responses filled before they are published, while more requests are known */
@@ -26,32 +25,56 @@ static int is_posted(const union pcs_slot *request)
     return request->request.op == PCISPLIT_OP_BAR_WRITE && request->request.flags & PCISPLIT_FLAG_POSTED;
 }
 
+// The response as whole words: put together from smaller stores, each word would wait for them when it is copied to the ring.
+static void compose(union pcs_slot *slot, const struct pcisplit_request *r, const struct pcs_result *result,
+                    uint32_t generation)
+{
+    uint64_t *word = slot->raw.word;
+
+    word[0] = r->op | (uint64_t)(uint16_t)result->error << 16 | (uint64_t)r->id << 32;
+    word[1] = r->device | (uint64_t)(uint16_t)result->rule << 16 | (uint64_t)generation << 32;
+    word[2] = result->value;
+    word[3] = result->detail;
+    word[4] = result->length;
+    word[5] = word[6] = word[7] = 0;
+}
+
+static void count_failure(struct pcs_serve *s, struct pcs_device *device, int error)
+{
+    pcs_count(&s->back->refused);
+    if (device)
+        pcs_count(&device->state->refused);
+    if (error == PCISPLIT_ERROR_STALE)
+        pcs_count(&s->back->stale);
+}
+
+static void count_posted_failure(struct pcs_serve *s, struct pcs_device *device, unsigned index,
+                                 const struct pcs_result *result)
+{
+    device->state->last_posted_error = result->error;
+    device->state->last_posted_rule = result->rule;
+    pcs_count(&device->state->posted_errors);
+    pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)result->error);
+}
+
 // Answer one request, or count the error of a posted one, before any later answer of its device [ORD-7].
-static void answer(struct pcs_serve *s, const union pcs_slot *request, const union pcs_slot *response)
+static void answer(struct pcs_serve *s, const union pcs_slot *request, const struct pcs_result *result)
 {
     unsigned index = request->request.device;
     struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
-    int error = response->response.error;
+    union pcs_slot response;
 
-    if (error) {
-        pcs_count(&s->back->refused);
-        if (device)
-            pcs_count(&device->state->refused);
-        if (error == PCISPLIT_ERROR_STALE)
-            pcs_count(&s->back->stale);
-    }
+    if (result->error)
+        count_failure(s, device, result->error);
     if (is_posted(request)) {
-        if (error && device) {
-            device->state->last_posted_error = error;
-            device->state->last_posted_rule = response->response.rule;
-            pcs_count(&device->state->posted_errors);
-            pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)error);
-        }
+        if (result->error && device)
+            count_posted_failure(s, device, index, result);
         return;
     }
     s->unanswered--;
     pcs_count(&s->back->responses);
-    pcisplit_fill(&s->responses, &response->raw); // there is a slot: `room` saw to it
+    compose(&response, &request->request, result, device ? device->state->generation : 0);
+    pcisplit_fill(&s->responses, &response.raw); // there is a slot: `room` saw to it
     if (s->requests.prod_seen == s->requests.cons_pvt ||
         s->responses.prod_pvt - s->responses.published >= PUBLISH_EVERY) {
         pcisplit_publish(&s->responses); // the last one known, or enough of them: the front may go on
@@ -64,12 +87,11 @@ static void answer(struct pcs_serve *s, const union pcs_slot *request, const uni
 // Execute one request now, or give it to its device's lane and park the device.
 static void execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request)
 {
-    s->current = *request;
-    s->executing = 1;
-    enum pcs_verdict verdict = pcs_execute(s, device, request, &s->reply);
-    s->executing = 0;
+    s->executing = request;
+    enum pcs_verdict verdict = pcs_execute(s, device, request, &s->result);
+    s->executing = NULL;
     if (verdict == PCS_ANSWERED) {
-        answer(s, request, &s->reply);
+        answer(s, request, &s->result);
     } else {
         device->parked = 1;
         pcs_lane_ask(&device->lane, request);
@@ -130,12 +152,12 @@ static unsigned consume(struct pcs_serve *s)
 static unsigned collect_lanes(struct pcs_serve *s)
 {
     unsigned done = 0;
-    union pcs_slot response;
+    struct pcs_result result;
 
     for (unsigned i = 0; i < s->devices; i++) {
         struct pcs_device *device = s->device[i];
-        if (device->parked && pcs_lane_take(&device->lane, &response)) {
-            answer(s, &device->lane.request, &response);
+        if (device->parked && pcs_lane_take(&device->lane, &result)) {
+            answer(s, &device->lane.request, &result);
             device->parked = 0;
             done++;
         }
@@ -200,9 +222,10 @@ static unsigned guarded_turn(struct pcs_serve *s)
             end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing left to serve
             return 0;
         }
-        s->executing = 0;
-        s->reply.response.error = PCISPLIT_ERROR_FAULTED; // its length says how far a block got
-        answer(s, &s->current, &s->reply);
+        const union pcs_slot *request = s->executing;
+        s->executing = NULL;
+        s->result.error = PCISPLIT_ERROR_FAULTED; // its length says how far a block got
+        answer(s, request, &s->result);
         return 1;
     }
     s->guard.armed = 1;

@@ -61,6 +61,13 @@ union pcs_slot {
     struct pcisplit_event event;
 };
 
+/* What came of a request; the answer is composed from it and the request. */
+struct pcs_result {
+    int error;
+    uint32_t rule, length;
+    uint64_t value, detail;
+};
+
 enum pcs_lane_state { PCS_LANE_IDLE, PCS_LANE_ASKED, PCS_LANE_DONE };
 
 struct pcs_lane {
@@ -69,7 +76,8 @@ struct pcs_lane {
     _Atomic int state;
     int stopped;
     int wake_fd; /* the serve loop's, private to this process */
-    union pcs_slot request, response;
+    union pcs_slot request;
+    struct pcs_result result;
 };
 
 struct pcs_vector {
@@ -110,8 +118,8 @@ struct pcs_serve {
     int notify;           /* something was stored that the front may wait for */
     int held;             /* `next` was taken but its device's queue is full */
     union pcs_slot next;
-    int executing;        /* a fault now is the fault of `current` */
-    union pcs_slot current, reply; /* the request being executed and its answer: a fault must find them */
+    const union pcs_slot *executing; /* NULL, or the request whose access a fault now belongs to */
+    struct pcs_result result; /* of the request being executed: a fault must find how far it got */
     _Atomic int stop;
     uint64_t spin_ns;
     uint64_t features;    /* in force */
@@ -128,9 +136,9 @@ int pcs_check_request(const union pcs_slot *slot);
 
 enum pcs_verdict { PCS_ANSWERED, PCS_TO_LANE };
 
-/* Execute `request` on `device` (NULL: no such device) and fill in `answer`, or say that it is the lane's. */
+/* Execute `request` on `device` (NULL: no such device) and fill in `result`, or say that it is the lane's. */
 enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
-                             union pcs_slot *answer);
+                             struct pcs_result *result);
 
 /* The area that holds octets [offset, offset + width) of a BAR, or NULL. */
 const struct pcs_area *pcs_find_area(const struct pcs_bar *bar, uint64_t offset, uint64_t width);
@@ -154,7 +162,7 @@ void pcs_config_apply(struct pcs_config *config, uint32_t offset, unsigned width
 
 int pcs_lane_init(struct pcs_lane *lane);
 void pcs_lane_ask(struct pcs_lane *lane, const union pcs_slot *request);
-int pcs_lane_take(struct pcs_lane *lane, union pcs_slot *response); /* 1 if an answer was there */
+int pcs_lane_take(struct pcs_lane *lane, struct pcs_result *result); /* 1 if it was done */
 
 /* ---- lane.c: called by the lane's thread ---------------------------------------------------------------------------- */
 

@@ -129,23 +129,24 @@ static int enter(struct pcifront *f, union pcifront_slot *slot, uint8_t state)
         return PCISPLIT_ERROR_GONE;
     if (space == 0)
         return PCISPLIT_ERROR_BUSY;
-    request->generation = f->device[request->device].generation;
-    request->id = f->next_id;
+    uint32_t id = f->next_id, generation = f->device[request->device].generation;
     if (state != FREE) {
         struct pcifront_pending *pending;
         uint32_t tries = 0;
         do { /* an abandoned request keeps its place until it is answered: step over it [RING-9] */
             if (tries++ == PCIFRONT_PENDING)
                 return PCISPLIT_ERROR_BUSY;
-            request->id = f->next_id++;
-            pending = &f->pending[request->id & (PCIFRONT_PENDING - 1)];
+            id = f->next_id++;
+            pending = &f->pending[id & (PCIFRONT_PENDING - 1)];
         } while (pending->state != FREE);
-        pending->id = request->id;
-        pending->generation = request->generation;
+        pending->id = id;
+        pending->generation = generation;
         pending->device = request->device;
         pending->chunk = 0;
         pending->state = state;
     }
+    slot->raw.word[0] = (slot->raw.word[0] & 0xffffffffu) | (uint64_t)id << 32; /* as words: see compose() */
+    slot->raw.word[1] = (slot->raw.word[1] & 0xffffffffu) | (uint64_t)generation << 32;
     trace(f, PCIFRONT_TRACE_REQUEST, slot);
     pcisplit_fill(&f->requests, &slot->raw);
     return 0;

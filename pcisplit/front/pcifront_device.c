@@ -5,23 +5,16 @@
  */
 #include "pcifront_internal.h"
 
-static void clear(union pcifront_slot *slot)
-{
-    volatile uint64_t *word = slot->raw.word; /* volatile: a plain loop would become memset */
-    for (unsigned i = 0; i < PCISPLIT_SLOT_WORDS; i++)
-        word[i] = 0;
-}
-
 static void compose(union pcifront_slot *slot, unsigned op, unsigned device, unsigned region, uint64_t offset, unsigned width,
                     uint64_t value)
 {
-    clear(slot);
-    slot->request.op = (uint16_t)op;
-    slot->request.device = (uint16_t)device;
-    slot->request.region = (uint8_t)region;
-    slot->request.offset = offset;
-    slot->request.width = (uint8_t)width;
-    slot->request.value = value;
+    volatile uint64_t *word = slot->raw.word; /* whole words: smaller stores would make the copy to the ring wait */
+
+    word[0] = op & 0xffffu;
+    word[1] = (device & 0xffffu) | (uint64_t)(region & 0xffu) << 16 | (uint64_t)(width & 0xffu) << 24;
+    word[2] = offset;
+    word[3] = value;
+    word[4] = word[5] = word[6] = word[7] = 0;
 }
 
 int pcifront_config_read(struct pcifront *f, unsigned device, uint32_t offset, unsigned width, uint32_t *value,
@@ -65,7 +58,7 @@ int pcifront_bar_post(struct pcifront *f, unsigned device, unsigned bar, uint64_
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_BAR_WRITE, device, bar, offset, width, value);
-    slot.request.flags = PCISPLIT_FLAG_POSTED;
+    slot.raw.word[0] |= (uint64_t)PCISPLIT_FLAG_POSTED << 16;
     int error = pcifront_enter_posted(f, &slot, deadline);
     if (error == 0 && publish)
         pcifront_publish(f);

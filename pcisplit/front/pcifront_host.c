@@ -21,7 +21,7 @@ struct pcsf {
     int kick_fd, pipe_fd, socket_fd;
     int gone; // the socket hung up
     atomic_flag inside; // a thread is in here
-    uint64_t timeout;
+    uint64_t timeout, deadline; // deadline 0: to be set when the call first waits
     uint64_t last_value, last_detail, last_moved;
     struct traced *traced;
     unsigned trace_size, trace_head, trace_tail;
@@ -54,6 +54,10 @@ static int host_wait(void *context, uint64_t deadline)
 
     if (p->gone)
         return PCISPLIT_ERROR_GONE;
+    if (p->deadline == 0)
+        p->deadline = now + p->timeout;
+    if (deadline > p->deadline)
+        deadline = p->deadline;
     if (deadline <= now)
         return PCISPLIT_ERROR_TIMEOUT;
     uint64_t left = deadline - now;
@@ -124,9 +128,12 @@ struct pcifront *pcsf_front(struct pcsf *p)
     return &p->front;
 }
 
+// The handle's timeout from now. Asking for the time costs as much as a tenth of an access, so it is asked for when the call
+// first waits: `host_wait` sets the deadline then, and the call itself has none.
 static uint64_t deadline_of(struct pcsf *p)
 {
-    return p->timeout == PCIFRONT_FOREVER ? PCIFRONT_FOREVER : host_now(p) + p->timeout;
+    p->deadline = p->timeout == PCIFRONT_FOREVER ? PCIFRONT_FOREVER : 0;
+    return PCIFRONT_FOREVER;
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
@@ -245,6 +252,7 @@ int pcsf_interrupt_wait(struct pcsf *p, unsigned device, unsigned vector, uint64
     uint64_t deadline = timeout_ns < 0 ? PCIFRONT_FOREVER : host_now(p) + (uint64_t)timeout_ns;
     if (!enter(p))
         return PCSF_INSIDE;
+    p->deadline = PCIFRONT_FOREVER;
     int error = pcifront_interrupt_wait(&p->front, device, vector, count, deadline);
     leave(p);
     return error;
