@@ -112,7 +112,7 @@ def zero_words(op: wire.Op) -> list[str]:
         if field.name == "reserved" or (field.name in wire.USED_BY and not wire.USES[op] & wire.USED_BY[field.name]):
             octets[field.offset : field.offset + field.size] = b"\xff" * field.size
     flags = next(field for field in fields(wire.REQUEST) if field.name == "flags")
-    allowed = wire.RequestFlag.POSTED if wire.USES[op] & wire.Uses.POSTED else 0
+    allowed = int(wire.RequestFlag.POSTED) if wire.USES[op] & wire.Uses.POSTED else 0
     octets[flags.offset : flags.offset + 2] = (0xFFFF & ~allowed).to_bytes(2, "little")
     return [f"{int.from_bytes(octets[at : at + 8], 'little'):#x}u" for at in range(0, wire.SLOT_SIZE, 8)]
 

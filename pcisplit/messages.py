@@ -169,7 +169,10 @@ def check_request_untrusted(data: bytes) -> Error:
     uses = wire.USES.get(op)  # type: ignore[call-overload]
     if uses is None:
         return Error.NOT_IMPLEMENTED
-    if flags & ~(RequestFlag.POSTED if uses & Uses.POSTED else 0):
+    allowed = (
+        int(RequestFlag.POSTED) if uses & Uses.POSTED else 0
+    )  # an int: ~ of an IntFlag forgets bits without a name
+    if flags & ~allowed:
         return Error.BAD_REQUEST
     try:
         request = Request.from_bytes_untrusted(data)
