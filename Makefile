@@ -19,7 +19,7 @@ test: $(VENV)/.ready-dev ## everything: unit, property, spec, sanitizers, two pr
 	@$(BIN)/python -m pytest
 
 test-quick: $(VENV)/.ready-dev ## what needs neither the lab nor further system packages, in less than a minute
-	@$(BIN)/python -m pytest -m "not lab and not system"
+	@$(BIN)/python -m pytest -m "not lab and not system and not slow"
 
 check: $(VENV)/.ready-dev ## formatting, lint, types, generated files
 	@$(BIN)/ruff format --check .

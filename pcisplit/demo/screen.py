@@ -2,7 +2,9 @@
 """What a person sees of the demo: the two processes, every step with what crossed between them, a closing table."""
 
 import dataclasses
+import io
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +46,10 @@ class Exchange:
 class Screen:
     """Prints to a terminal or a file; it never asks for anything."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # an arrow that cannot be written is no reason to stop
+        self.console = Console(highlight=False)
         self.console.width = min(self.console.width, _WIDEST)
         self._number = 0
 

@@ -221,7 +221,7 @@ class Story:
             step.expect(same, f"{count} octets from {there.iova:#x} and those back at {back.iova:#x} {verb}")
 
     def _outside(self, edu: Edu) -> None:
-        did = "The device is told to write beyond the session's window, as by an enemy."
+        did = "The device is told to write beyond the window, as a hostile front would do."
         with self._step("DMA outside its window", did) as step:
             window = edu.session.info.windows[-1]
             iova, lines = window.iova + window.size + (1 << 20), len(self.back.log) if self.back else 0

@@ -114,7 +114,8 @@ class EduModel(ModelDevice):
             self._raise(IRQ_FACTORIAL)
 
     def _dma(self) -> None:
-        self.stopping.wait(self._dma_seconds)
+        if self.stopping.wait(self._dma_seconds):
+            return  # closed in the middle of it
         with self._lock:
             source, destination, count, command = (self._registers[register] for register in _DMA_REGISTERS)
             self._copy(source, destination, count, command)
