@@ -117,7 +117,7 @@ class AccessError(PcisplitError):
 
     def __init__(self, code: Error, where: str, rule: int = 0, detail: int = 0) -> None:
         meaning = ERRORS[code]
-        by = f" (rule {rule}, octet {detail:#x})" if code is Error.DENIED else ""
+        by = f" (rule {rule}, octet {detail:#x})" if rule else ""
         again = "; trying again may help" if meaning.retry else ""
         super().__init__(f"{where}: {error_name(code)}{by}: {meaning.sentence}{again}")
         self.code = code

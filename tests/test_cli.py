@@ -85,3 +85,17 @@ def test_a_spec_taken_apart() -> None:
     assert (spec.name, spec.what, spec.expect_id) == ("nic0", "0000:03:00.0", (0x8086, 0x10FB))
     assert spec.rights == {"uid": frozenset({5, 6}), "gid": frozenset({7}), "tender": frozenset({8})}
     assert spec.options == {}
+
+
+def test_the_socket_belongs_to_the_group_of_its_directory(tmp_path: Path) -> None:
+    """A 0750 directory of a group lets that group knock; who gets a device is decided by uid= and gid=."""
+    from pcisplit.back.server import listening
+
+    folder = tmp_path / "meeting"
+    folder.mkdir(mode=0o750)
+    if os.getuid() != 0:
+        pytest.skip("only root can give a directory to another group")
+    os.chown(folder, -1, 1000)
+    with listening(folder / "socket"):
+        status = (folder / "socket").stat()
+        assert (status.st_gid, status.st_mode & 0o777) == (1000, 0o660)

@@ -25,6 +25,7 @@ _SERVE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.clause("LIFE-4", "LIFE-10", "LIFE-13", "DMA-1")
 def test_killed_200_times_in_the_middle_of_dma(tmp_path: Path) -> None:
     """No descriptor, mapping or thread is left of any of them, and every next session has the device, reset."""
@@ -35,7 +36,7 @@ def test_killed_200_times_in_the_middle_of_dma(tmp_path: Path) -> None:
 
 
 def main(folder: str, times: int) -> None:
-    backend = Serving(["edu0=model:edu,dma_ms=50"], "--dma", "1M", folder=Path(folder), command=_SERVE)
+    backend = Serving(["edu0=model:edu,dma_ms=5000"], "--dma", "1M", folder=Path(folder), command=_SERVE)
     try:
         kill_many(backend.ready(), "edu0", times)
     finally:

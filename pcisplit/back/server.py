@@ -190,6 +190,8 @@ def listening(path: Path) -> Iterator[socket.socket]:
         sock.bind(str(path))
         try:
             path.chmod(0o660)
+            with contextlib.suppress(PermissionError):  # whoever may look into the directory may knock
+                os.chown(path, -1, path.parent.stat().st_gid)
             sock.listen(_BACKLOG)
             sock.setblocking(False)
             yield sock

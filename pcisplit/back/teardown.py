@@ -5,6 +5,7 @@ The order is what keeps the host's memory safe: a device may still be mastering 
 goes off and the device is reset before a single page is unmapped, and pages are never used again.
 """
 
+import enum
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -38,7 +39,8 @@ class Teardown:
             result, problem = action(), ""
         except (PcisplitError, OSError, ValueError) as failure:
             result, problem = None, str(failure) or type(failure).__name__
-        self.steps.append(Step(name, device, "" if result is None else str(result), problem))
+        text = result.name.lower() if isinstance(result, enum.Enum) else "" if result is None else str(result)
+        self.steps.append(Step(name, device, text, problem))
         return not problem
 
     @property
