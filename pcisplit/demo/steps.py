@@ -279,6 +279,6 @@ def _refusals(counts: dict[str, dict[str, int]]) -> str:
 def _teardown_step(text: str) -> tuple[str, str]:
     """A step of the backend's log, as (name, result)."""
     name, _, result = text.partition(": ")
-    if name.startswith("reset") and result.isdecimal():
-        result = f"by {ResetMethod(int(result)).name.lower()}"
+    if result in (method.name.lower() for method in ResetMethod):
+        result = f"by {result}"
     return name, result
