@@ -4,6 +4,8 @@
 #include "pcifront_host.h"
 #include "serve.h"
 
+#include <unistd.h>
+
 // Shared words and device registers, for tools and tests. `at` is aligned.
 static uint32_t pcisplit_word_load(const void *at) { return pcisplit_load(at); }
 static void pcisplit_word_store(void *at, uint32_t value) { pcisplit_store(at, value); }
@@ -33,6 +35,10 @@ static void pcs_device_vector(struct pcs_device *d, unsigned vector, int fd) { d
 // Enabling starts with the pending bit cleared [IRQ-8]; the counter goes on.
 static void pcs_device_enable(struct pcs_device *d, unsigned vector, int on)
 {
+    uint64_t old;
+    if (on) // what fired before and was not looked at yet is of the time before, too
+        while (d->vector[vector].fd >= 0 && read(d->vector[vector].fd, &old, sizeof old) == sizeof old)
+            ;
     if (on)
         __atomic_fetch_and(&d->state->pending, ~(1ull << vector), __ATOMIC_SEQ_CST);
     atomic_store(&d->vector[vector].enabled, on);

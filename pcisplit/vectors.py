@@ -83,7 +83,7 @@ BOOT = BootInfo(
     ),
     doorbells=(
         Doorbell(Direction.FRONT_TO_BACK, 2, DoorbellType.EVENTFD),
-        Doorbell(Direction.BACK_TO_FRONT, 3, DoorbellType.PIPE),
+        Doorbell(Direction.BACK_TO_FRONT, 3, DoorbellType.SOCKET),
     ),
     devices=(
         Device(

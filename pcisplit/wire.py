@@ -248,7 +248,7 @@ class Direction(enum.IntEnum):
 
 class DoorbellType(enum.IntEnum):
     EVENTFD = 1
-    PIPE = 2
+    SOCKET = 2
 
 
 class BarFlag(enum.IntFlag):
@@ -470,7 +470,7 @@ BOOT_BULK = Struct(
 BOOT_DOORBELL = Struct(
     *_RECORD,
     "fd" / Int16ul * "place among the descriptors of the answer",
-    "type" / Int16ul * "1 eventfd, 2 pipe",
+    "type" / Int16ul * "1 eventfd, 2 stream socket",
     "zero" / Int32ul * "zero",
     "address" / Int64ul * "0 from the back; a tender may write the guest address of a doorbell here",
     "reserved" / Const(bytes(104)),

@@ -17,7 +17,7 @@ from pcisplit.back.models.base import bar
 from pcisplit.back.models.ram import RamModel
 from pcisplit.back.signal import signal_eventfd
 from pcisplit.errors import AccessError, DeviceError, SessionGone
-from pcisplit.messages import Request, Response
+from pcisplit.messages import Hello, Need, Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import FRONT_HEADER, Error, Op, ResetMethod, State
@@ -332,3 +332,60 @@ def test_harden_makes_the_process_undumpable() -> None:
         "assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0"  # PR_GET_DUMPABLE
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# -- what an attacker tried -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("LIFE-13")
+@pytest.mark.parametrize("failing", ["create_region", "seal_b2f", "CoreServe", "compile_tables", "read_config"])
+def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Whatever fails while a session is opened, no descriptor stays and every step of the teardown is done."""
+    from pcisplit.back import session as module
+
+    before = set(os.listdir("/proc/self/fd"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no more of that")
+
+    monkeypatch.setattr(module, failing, fail)
+    device = Recorder()
+    entries = [module.Entry("dev0", device)]
+    back = module.BackSession(1, Hello("t", (Need("dev0"),), 1 << 20), entries, (Need("dev0"),), 1 << 20, 0.0)
+    with pytest.raises(OSError, match="no more of that"):
+        back.open()
+    back.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert device.calls[-5:] == ["interrupts off", "reset", "unmap", "close", "interrupts off"]
+
+
+def test_what_one_session_asked_of_a_model_does_not_happen_in_the_next() -> None:
+    model = RamModel({})
+    model.acquire()
+    done = threading.Event()
+    started = threading.Event()
+
+    def first() -> None:
+        started.set()
+        model.stopping.wait(20)
+
+    model.later(first)
+    model.later(done.set)
+    started.wait(20)
+    model.close()
+    model.acquire()
+    flushed = threading.Event()
+    model.later(flushed.set)
+    assert flushed.wait(20)
+    assert not done.is_set()
+    model.close()
+
+
+def test_a_job_that_fails_does_not_end_the_device() -> None:
+    model = RamModel({})
+    model.acquire()
+    model.later(lambda: 1 // 0)
+    after = threading.Event()
+    model.later(after.set)
+    assert after.wait(20)
+    model.close()

@@ -253,3 +253,20 @@ def test_direct_vectors_are_for_tenders(make_backend: Callable[..., Backend]) ->
         edu.bar(0).write32(0x60, 1)
         assert edu.irq(0).wait(10.0) == 1
         assert "direct" in repr(edu.irq(0))
+
+
+@pytest.mark.clause("THR-3")
+def test_a_backend_without_descriptors_goes_on(make_backend: Callable[..., Backend]) -> None:
+    """Connections that use up the backend's descriptors do not end it, and sessions come back when they are gone."""
+    import resource
+
+    backend = make_backend("--device", "ram0=model:ram")
+    used = len(os.listdir(f"/proc/{backend.process.pid}/fd"))
+    resource.prlimit(backend.process.pid, resource.RLIMIT_NOFILE, (used + 4, used + 4))
+    held = [backend.raw() for _ in range(8)]
+    backend.wait_log("cannot accept")
+    for sock in held:
+        sock.close()
+    resource.prlimit(backend.process.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    with backend.connect() as session:
+        session.acquire("ram0").nop()

@@ -147,3 +147,14 @@ def test_vector_modes() -> None:
 
 def test_sizes_read_well() -> None:
     assert [mebibytes(n) for n in (4096, 3 << 20, 1 << 30, 5)] == ["4 KiB", "3 MiB", "1 GiB", "5 octets"]
+
+
+@pytest.mark.clause("LIFE-12")
+def test_a_neighbour_of_what_is_quarantined_is_not_offered_either() -> None:
+    """It may still master the bus that they share, in their one IOMMU context."""
+    registry = make(entry("a", "iommu-group-7"), entry("b", "iommu-group-7"))
+    registry.entries["a"].quarantined = "the reset did not end"
+    code, text = refusal(registry, wants("b"), ROOT)
+    assert code is Error.QUARANTINED
+    assert "shares iommu-group-7 with a" in text
+    assert refusal(registry, wants(), ROOT)[0] is Error.DEVICE_TAKEN

@@ -5,6 +5,7 @@
 
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,8 +25,8 @@ void pcs_count(uint64_t *counter)
     __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED); // one writer: the thread of the loop
 }
 
-// Make everything stored since the last time visible and kick the front if it sleeps. A full pipe is a rung one
-// [RING-23]; its write end is ours alone, so its O_NONBLOCK is too [THR-4].
+// Make everything stored since the last time visible and kick the front if it sleeps. A full socket is a rung
+// one [RING-23]; our end is ours alone [THR-4], and there is no lock before it that the front could hold [RING-21].
 void pcs_flush(struct pcs_serve *s)
 {
     if (s->responses.prod_pvt != s->responses.published) {
@@ -42,7 +43,7 @@ void pcs_flush(struct pcs_serve *s)
         s->notify = 1;
     }
     if (s->notify && pcisplit_must_kick(&s->front->sleeping)) {
-        ssize_t written = write(s->pipe_fd, "", 1);
+        ssize_t written = send(s->bell_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
         (void)written;
         pcs_count(&s->back->kicks);
     }

@@ -96,7 +96,7 @@ class Registry:
     def _all_free(self, peer: Peer) -> tuple[Need, ...]:
         """Every device that is served to `peer` and free, at most 16 [MEET-18]."""
         served = [entry for entry in self.entries.values() if entry.allows(peer, self._own_uid)]
-        taken = {entry.device.group for entry in self.entries.values() if entry.session}
+        taken = {entry.device.group for entry in self.entries.values() if entry.session or entry.quarantined}
         free = [entry for entry in served if not entry.quarantined and entry.device.group not in taken]
         if not served:
             text = f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}"
@@ -127,6 +127,9 @@ class Registry:
             text = f"session {entry.session} has {entry.name}; try again when it has ended"
             raise RemoteProtocolError(Error.DEVICE_TAKEN, text)
         for other in self.entries.values():
+            if other.device.group == entry.device.group and other.quarantined:  # it may still master the bus they share
+                text = f"{entry.name} shares {entry.device.group} with {other.name}, which is quarantined"
+                raise RemoteProtocolError(Error.QUARANTINED, f"{text}: {other.quarantined}")
             if other.device.group == entry.device.group and other.session:
                 text = f"{entry.name} shares {entry.device.group} with {other.name}, which session {other.session} has"
                 raise RemoteProtocolError(Error.DEVICE_TAKEN, f"{text}: ask for both in one session")

@@ -7,6 +7,7 @@
 
 #include "serve.h"
 
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define PUBLISH_EVERY 8   /* responses filled before they are published, while more requests are known */
@@ -301,6 +302,6 @@ void pcs_serve_set_state(struct pcs_serve *s, uint32_t state)
 {
     pcisplit_store(&s->back->state, state);
     s->serving = state == PCISPLIT_STATE_CONNECTED;
-    ssize_t written = write(s->pipe_fd, "", 1);
+    ssize_t written = send(s->bell_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     (void)written;
 }

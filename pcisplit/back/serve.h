@@ -109,7 +109,7 @@ struct pcs_serve {
     struct pcisplit_producer responses, events;
     unsigned devices;
     struct pcs_device *device[PCISPLIT_MAX_DEVICES];
-    int epoll_fd, kick_fd, wake_fd, pipe_fd;
+    int epoll_fd, kick_fd, wake_fd, bell_fd;
     uint32_t unanswered;  /* taken, wanting a response, not yet answered */
     uint32_t given_back;  /* requests.cons_pvt as last published */
     uint32_t front_state; /* as last reported to Python */
@@ -201,7 +201,7 @@ void pcs_unmask(struct pcs_serve *s);
 
 /* ---- serve.c ---------------------------------------------------------------------------------------------------------- */
 
-struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int pipe_fd);
+struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int bell_fd);
 void pcs_serve_free(struct pcs_serve *s);
 int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state_offset);
 int pcs_serve_run(struct pcs_serve *s);

@@ -3,12 +3,14 @@
 
 import array
 import contextlib
+import fcntl
 import itertools
 import os
 import signal
 import socket
 import stat
 import struct
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +19,7 @@ import structlog
 import trio
 
 from pcisplit import wire
-from pcisplit.back.log import escape
+from pcisplit.back.log import LimitedLog, escape
 from pcisplit.back.registry import Peer, Registry
 from pcisplit.back.session import BackSession
 from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
@@ -27,6 +29,8 @@ from pcisplit.wire import Error
 #: Threads for serve loops and lanes: 16 sessions of 16 devices and some.
 _THREADS = 512
 _BACKLOG = 16
+#: Connections beyond the limit of their uid that may wait for their refusal at once; the others get no sentence.
+_TURNED_AWAY = 512
 
 Log = structlog.stdlib.BoundLogger
 T = TypeVar("T")
@@ -40,6 +44,8 @@ class Server:
         self._spin, self._allow_no_reset = spin, allow_no_reset
         self._numbers = itertools.count(1)
         self._limiter = trio.CapacityLimiter(_THREADS)
+        self._turned_away = 0
+        self._limited = LimitedLog()
         self._log = structlog.get_logger("pcisplit")
 
     async def run(self, sock: socket.socket) -> None:
@@ -48,7 +54,12 @@ class Server:
         self._log.info("serving", socket=str(self.path), devices=", ".join(self._registry.entries))
         async with trio.open_nursery() as nursery:
             while True:
-                connection, _ = await listener.accept()
+                try:
+                    connection, _ = await listener.accept()
+                except OSError as problem:  # no descriptor left: fronts can cause that, so it must not end us [THR-3]
+                    self._limited("cannot accept", problem=str(problem))
+                    await trio.sleep(0.1)
+                    continue
                 nursery.start_soon(self._connection, connection)
 
     # -- one connection ---------------------------------------------------------------------------------------
@@ -60,11 +71,7 @@ class Server:
             try:
                 self._registry.enter(peer)
             except RemoteProtocolError as problem:
-                with trio.move_on_after(
-                    wire.HELLO_TIMEOUT_MS / 1000
-                ):  # unread, it would take the refusal with it [MEET-21]
-                    await connection.recv(wire.HELLO_MAX)
-                await self._refuse(connection, log, problem.code, str(problem))
+                await self._turn_away(connection, log, problem)
                 return
             try:
                 await self._meet(connection, peer, log)
@@ -74,6 +81,18 @@ class Server:
                 log.exception("session failed; please report this")
             finally:
                 self._registry.leave(peer)
+
+    async def _turn_away(self, connection: trio.socket.SocketType, log: Log, problem: RemoteProtocolError) -> None:
+        """Refuse a peer that may not even say hello; its hello, unread, would take the refusal with it [MEET-21]."""
+        if self._turned_away == _TURNED_AWAY:
+            return  # each of them holds a descriptor for up to a second
+        self._turned_away += 1
+        try:
+            with contextlib.suppress(OSError), trio.move_on_after(wire.HELLO_TIMEOUT_MS / 1000):
+                await connection.recv(wire.HELLO_MAX)
+            await self._refuse(connection, log, problem.code, str(problem))
+        finally:
+            self._turned_away -= 1
 
     async def _meet(self, connection: trio.socket.SocketType, peer: Peer, log: Log) -> None:
         hello = await self._hello(connection, log)
@@ -95,8 +114,19 @@ class Server:
             with trio.CancelScope(shield=True):
                 await self._close(session, log)
             self._registry.release(entries)
+        await self._until_read(connection)
         if refusal is not None:  # told when nothing is held any more [MEET-15]
             await self._refuse(connection, log, *refusal)
+
+    async def _until_read(self, connection: trio.socket.SocketType) -> None:
+        """Hold the connection, which counts against its uid [MEET-14], until the front has read its reply or is gone.
+
+        A reply that is not read keeps its descriptors in flight, of which a uid may have only so many (unix(7),
+        ETOOMANYREFS): a front could use up ours by meeting again and again without reading.
+        """
+        unread = bytearray(4)
+        while fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, unread) == 0 and any(unread):
+            await trio.sleep(0.2)
 
     async def _hello(self, connection: trio.socket.SocketType, log: Log) -> Hello | None:
         """The hello, or None after the refusal. Plain recv: descriptors that come along are dropped by the kernel [MEET-12]."""
@@ -115,7 +145,7 @@ class Server:
             return None
 
     async def _refuse(self, connection: trio.socket.SocketType, log: Log, code: Error, text: str) -> None:
-        log.info("refused", error=error_name(code), why=escape(text, 240))
+        self._limited("refused", error=error_name(code), why=escape(text, 240), **structlog.get_context(log))
         with trio.move_on_after(1), contextlib.suppress(OSError):
             await connection.send(Reply(code, text).to_bytes())
 

@@ -91,8 +91,9 @@ class BackSession:
         if self._dma_bytes:
             self._map_dma()
         bell = self._bell = Doorbells.create()
-        f2b_fd, b2f_fd = create_region("pcisplit-f2b", F2B_SIZE), create_region("pcisplit-b2f", B2F_SIZE)
-        self._fds += [*bell, f2b_fd, b2f_fd]
+        self._fds += bell  # each at once: what follows may fail, and close() lets go of what stands here
+        self._fds.append(f2b_fd := create_region("pcisplit-f2b", F2B_SIZE))
+        self._fds.append(b2f_fd := create_region("pcisplit-b2f", B2F_SIZE))
         b2f, f2b = seal_b2f(b2f_fd, B2F_SIZE), seal_f2b(f2b_fd, F2B_SIZE)
         self._maps += [f2b, b2f]
         header = {"magic": wire.B2F_MAGIC, "state": State.INITIALISING, "session": self.number}
@@ -199,7 +200,7 @@ class BackSession:
             ),
             doorbells=(
                 bootinfo.Doorbell(Direction.FRONT_TO_BACK, 2, DoorbellType.EVENTFD),
-                bootinfo.Doorbell(Direction.BACK_TO_FRONT, 3, DoorbellType.PIPE),
+                bootinfo.Doorbell(Direction.BACK_TO_FRONT, 3, DoorbellType.SOCKET),
             ),
             windows=(bootinfo.DmaWindow(0, 0, memory.size, memory.iova),) if memory else (),
             devices=devices,

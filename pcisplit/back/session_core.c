@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 // `offsets`: requests, responses, events, bulk-in, bulk-out; sizes are the protocol's. The descriptors stay the caller's.
-struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int pipe_fd)
+struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int bell_fd)
 {
     struct pcs_serve *s = calloc(1, sizeof *s);
     if (!s)
@@ -28,7 +28,7 @@ struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, i
     s->bulk_in = (uint8_t *)f2b + offsets[3];
     s->bulk_out = (uint8_t *)b2f + offsets[4];
     s->kick_fd = kick_fd;
-    s->pipe_fd = pipe_fd;
+    s->bell_fd = bell_fd;
     s->mask_ns = 1000000;
     s->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     s->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

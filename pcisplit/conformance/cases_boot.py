@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import socket
 import stat
 
 from pcisplit import pci, wire
@@ -198,18 +199,23 @@ def case_f2b_seals(target: Target) -> None:
 
 @case("RING-20", "RING-21")
 def case_doorbells(target: Target) -> None:
-    """An eventfd to the back; from it a pipe's non-blocking read end, of which nobody else has the write end."""
+    """An eventfd to the back; from it a stream socket, non-blocking, that the front cannot write to."""
     with target.meet() as peer:
         types = {bell.index: bell.type for bell in peer.info.doorbells}
-        wanted = {Direction.FRONT_TO_BACK: DoorbellType.EVENTFD, Direction.BACK_TO_FRONT: DoorbellType.PIPE}
+        wanted = {Direction.FRONT_TO_BACK: DoorbellType.EVENTFD, Direction.BACK_TO_FRONT: DoorbellType.SOCKET}
         expect(types == wanted, str(wanted), str(types))
         link = os.readlink(f"/proc/self/fd/{peer.fd(Direction.FRONT_TO_BACK)}")
         expect("eventfd" in link, "an eventfd", link)
-        pipe = peer.fd(Direction.BACK_TO_FRONT)
-        flags = fcntl.fcntl(pipe, fcntl.F_GETFL)
-        expect(stat.S_ISFIFO(os.fstat(pipe).st_mode), "a pipe", oct(os.fstat(pipe).st_mode))
-        expect(flags & os.O_ACCMODE == os.O_RDONLY, "its read end", f"flags {flags:#o}")
-        expect(bool(flags & os.O_NONBLOCK), "a non-blocking pipe", f"flags {flags:#o}")
+        bell = peer.fd(Direction.BACK_TO_FRONT)
+        expect(stat.S_ISSOCK(os.fstat(bell).st_mode), "a socket", oct(os.fstat(bell).st_mode))
+        expect(bool(fcntl.fcntl(bell, fcntl.F_GETFL) & os.O_NONBLOCK), "a non-blocking socket", "a blocking one")
+        with socket.socket(fileno=os.dup(bell)) as end:
+            expect(end.type == socket.SOCK_STREAM, "a stream socket", str(end.type))
+            try:
+                end.send(b"!", socket.MSG_NOSIGNAL)
+            except BrokenPipeError:
+                return
+            expect(False, "EPIPE for a write by the front", "a write that went through")
 
 
 @case("DMA-1", needs="dma")

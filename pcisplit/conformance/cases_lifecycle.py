@@ -135,14 +135,14 @@ def case_front_dies(target: Target) -> None:
 
 @case("LIFE-13", "LIFE-4")
 def case_nothing_held(target: Target) -> None:
-    """After a session the back holds no write end of its pipe: the read end, kept by the front, comes to its end."""
+    """After a session the back holds no end of its doorbell: the front's end, kept, comes to its end."""
     with target.session() as peer:
         kept = os.dup(peer.fd(Direction.BACK_TO_FRONT))
     try:
         while select.select([kept], [], [], DEADLINE)[0]:
             if not os.read(kept, 65536):
                 return
-        expect(False, f"the end of the pipe within {DEADLINE:g} s", "an open pipe")
+        expect(False, f"the end of the doorbell within {DEADLINE:g} s", "an open one")
     finally:
         os.close(kept)
 

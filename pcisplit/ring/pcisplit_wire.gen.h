@@ -163,7 +163,7 @@
 #define PCISPLIT_DIRECTION_BACK_TO_FRONT 1
 
 #define PCISPLIT_DOORBELL_EVENTFD 1
-#define PCISPLIT_DOORBELL_PIPE 2
+#define PCISPLIT_DOORBELL_SOCKET 2
 
 #define PCISPLIT_BAR_IO 0x1u
 #define PCISPLIT_BAR_MEM64 0x2u
@@ -542,7 +542,7 @@ struct pcisplit_boot_doorbell {
     uint16_t index;                 /* index within its kind */
     uint16_t device;                /* device index, or 0 */
     uint16_t fd;                    /* place among the descriptors of the answer */
-    uint16_t type;                  /* 1 eventfd, 2 pipe */
+    uint16_t type;                  /* 1 eventfd, 2 stream socket */
     uint32_t zero;                  /* zero */
     uint64_t address;               /* 0 from the back; a tender may write the guest address of a doorbell here */
     uint8_t reserved[104];          /* zero */

@@ -7,6 +7,8 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+import structlog
+
 from pcisplit import pci
 from pcisplit.back.device import Area, AreaKind, BarInfo, IovaRange
 from pcisplit.back.models.iommu import SoftwareIommu
@@ -14,6 +16,8 @@ from pcisplit.back.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod
+
+_log = structlog.get_logger("pcisplit.model")
 
 
 def yes_or_no(key: str, value: str) -> bool:
@@ -58,6 +62,7 @@ class ModelDevice:
 
     def acquire(self) -> None:
         self.stopping.clear()
+        self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
         self._config[:] = self._initial_config()
         self._power_on()
         self._worker = threading.Thread(target=self._work, name=f"{self.spec} worker", daemon=True)
@@ -155,8 +160,12 @@ class ModelDevice:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if not self.stopping.is_set():
+            if self.stopping.is_set():
+                continue
+            try:
                 job()
+            except Exception as problem:  # the worker is the device, and a front may have upset it: it goes on
+                _log.warning("model failed", device=self.spec, problem=repr(problem))
 
 
 def bar(index: int, size: int, *areas: Area, flags: BarFlag = BarFlag(0)) -> BarInfo:
