@@ -3956,6 +3956,44 @@ _cffi_f_pcsf_ready(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcsf_ready _cffi_d_pcsf_ready
 #endif
 
+static int _cffi_d_pcsf_retire(struct pcsf * x0)
+{
+  return pcsf_retire(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_retire(PyObject *self, PyObject *arg0)
+{
+  struct pcsf * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(34), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_retire(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_retire _cffi_d_pcsf_retire
+#endif
+
 static void _cffi_d_pcsf_set_spin(struct pcsf * x0, uint32_t x1)
 {
   pcsf_set_spin(x0, x1);
@@ -4410,6 +4448,7 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_operation },
   { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_poll },
   { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 95), (void *)_cffi_d_pcsf_ready },
+  { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_retire },
   { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 252), (void *)_cffi_d_pcsf_set_spin },
   { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 256), (void *)_cffi_d_pcsf_set_timeout },
   { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_sleep },
@@ -4441,7 +4480,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   NULL,  /* no typenames */
-  68,  /* num_globals */
+  69,  /* num_globals */
   3,  /* num_struct_unions */
   1,  /* num_enums */
   0,  /* num_typenames */

@@ -24,13 +24,14 @@ DEADLINE = 20.0
 class Backend:
     """A ``pcisplit serve`` process. `log` reads its JSON lines; ``stop`` checks that it went well."""
 
-    def __init__(self, folder: Path, *args: str) -> None:
+    def __init__(self, folder: Path, *args: str, files: int | None = None) -> None:
         self.folder, self.path = folder, folder / "socket"
         self._log = folder / "log"
         self.killed = False  # by the test, on purpose
         command = [sys.executable, "-m", "pcisplit", "serve", "--json", "--socket", str(self.path), *args]
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log)
+            limit = ["prlimit", f"--nofile={files}"] if files else []
+            self.process = subprocess.Popen([*limit, *command], stderr=log, stdout=log)
         deadline = time.monotonic() + DEADLINE
         while not self._listening():
             assert self.process.poll() is None, f"serve ended: {self._log.read_text()}"
@@ -58,11 +59,15 @@ class Backend:
     def connect(self, **options: Any) -> Session:
         return pcisplit.front.connect(self.path, **{"timeout": DEADLINE, **options})
 
-    def raw(self) -> socket.socket:
-        """A connected socket before its hello."""
+    def raw(self, patience: float = DEADLINE) -> socket.socket:
+        """A connected socket before its hello. TimeoutError when nobody accepts for `patience` seconds."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.settimeout(DEADLINE)
-        sock.connect(str(self.path))
+        sock.settimeout(patience)
+        try:
+            sock.connect(str(self.path))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def stop(self) -> None:
@@ -80,10 +85,10 @@ def make_backend(tmp_path: Path) -> Iterator[Callable[..., Backend]]:
     """Start backends with given ``serve`` arguments; they are stopped and checked at the end."""
     started: list[Backend] = []
 
-    def make(*args: str) -> Backend:
+    def make(*args: str, files: int | None = None) -> Backend:
         folder = tmp_path / f"run{len(started)}"
         folder.mkdir(mode=0o750)
-        started.append(Backend(folder, *args))
+        started.append(Backend(folder, *args, files=files))
         return started[-1]
 
     yield make

@@ -342,6 +342,7 @@ def test_harden_makes_the_process_undumpable() -> None:
 def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Whatever fails while a session is opened, no descriptor stays and every step of the teardown is done."""
     from pcisplit.back import session as module
+    from pcisplit.back.registry import Entry
 
     before = set(os.listdir("/proc/self/fd"))
 
@@ -350,7 +351,7 @@ def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, failing, fail)
     device = Recorder()
-    entries = [module.Entry("dev0", device)]
+    entries = [Entry("dev0", device)]
     back = module.BackSession(1, Hello("t", (Need("dev0"),), 1 << 20), entries, (Need("dev0"),), 1 << 20, 0.0)
     with pytest.raises(OSError, match="no more of that"):
         back.open()
@@ -384,7 +385,11 @@ def test_what_one_session_asked_of_a_model_does_not_happen_in_the_next() -> None
 def test_a_job_that_fails_does_not_end_the_device() -> None:
     model = RamModel({})
     model.acquire()
-    model.later(lambda: 1 // 0)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    model.later(fail)
     after = threading.Event()
     model.later(after.set)
     assert after.wait(20)

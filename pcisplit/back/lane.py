@@ -111,10 +111,13 @@ class Lane:
         return 0
 
     def set_command(self, front: int) -> None:
-        """MASTER and INTX_DISABLE as the front has them; decode is on and ours [CFG-6]."""
-        passed = pci.COMMAND_MASTER | pci.COMMAND_INTX_DISABLE
+        """MASTER as the front has it; decode is on and ours [CFG-6].
+
+        INTX_DISABLE stays on in the device until INTx is built: VFIO would let the line through with nobody to handle it.
+        """
         now = self.device.config_read(pci.COMMAND, 2)
-        self.device.config_write(pci.COMMAND, 2, (now & ~passed) | (front & passed))
+        wanted = (now & ~pci.COMMAND_MASTER) | (front & pci.COMMAND_MASTER) | pci.COMMAND_INTX_DISABLE
+        self.device.config_write(pci.COMMAND, 2, wanted)
 
     # -- BARs -------------------------------------------------------------------------------------------------
 
@@ -201,11 +204,11 @@ class Lane:
         self._reset_quota.take()
         self.core.set_state(DeviceState.RESETTING, self.generation)
         try:
-            self.set_command(pci.COMMAND_INTX_DISABLE)
+            self.set_command(0)
             self._msi_off()
             method = self.device.reset()
             self.core.restore_config(self._tables)
-            self.set_command(pci.COMMAND_INTX_DISABLE)
+            self.set_command(0)
         finally:
             self.generation += 1
             self.core.set_state(DeviceState.ACQUIRED, self.generation)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Structured logs. What a front can cause is limited to 10 lines a second per session, and the rest is counted [THR-7]."""
 
+import encodings.unicode_escape  # noqa: F401 - a codec is a file, and a front may have used up our descriptors
 import sys
 import time
 from typing import Any, TextIO

@@ -44,8 +44,8 @@ class Field(NamedTuple):
     zero: int = 0  #: bits that may be written as 0: write-one-to-clear
 
 
-_COMMAND_VIRTUAL = pci.COMMAND_IO | pci.COMMAND_MEM
-_COMMAND_DEVICE = pci.COMMAND_MASTER | pci.COMMAND_INTX_DISABLE
+_COMMAND_VIRTUAL = pci.COMMAND_IO | pci.COMMAND_MEM | pci.COMMAND_INTX_DISABLE
+_COMMAND_DEVICE = pci.COMMAND_MASTER
 
 FIELDS = (
     Field(pci.VENDOR_ID, 4, Rule.IDS),

@@ -65,22 +65,27 @@ class Server:
     # -- one connection ---------------------------------------------------------------------------------------
 
     async def _connection(self, connection: trio.socket.SocketType) -> None:
+        """One connection from its first to its last moment. Nothing that happens in it ends the others [THR-3]."""
         with connection:
             peer = peer_of(connection)
             log = self._log.bind(uid=peer.uid, pid=peer.pid)
             try:
-                self._registry.enter(peer)
-            except RemoteProtocolError as problem:
-                await self._turn_away(connection, log, problem)
-                return
-            try:
-                await self._meet(connection, peer, log)
-            except OSError as problem:  # the peer hung up between two of our steps
-                log.info("connection lost", problem=str(problem))
-            except Exception:  # a bug of ours ends one session, not the others [THR-3]
+                await self._admit(connection, peer, log)
+            except OSError as problem:  # the peer hung up between two of our steps, or we ran out of something
+                self._limited("connection lost", uid=peer.uid, pid=peer.pid, problem=str(problem))
+            except Exception:  # a bug of ours
                 log.exception("session failed; please report this")
-            finally:
-                self._registry.leave(peer)
+
+    async def _admit(self, connection: trio.socket.SocketType, peer: Peer, log: Log) -> None:
+        try:
+            self._registry.enter(peer)
+        except RemoteProtocolError as problem:
+            await self._turn_away(connection, log, problem)
+            return
+        try:
+            await self._meet(connection, peer, log)
+        finally:
+            self._registry.leave(peer)
 
     async def _turn_away(self, connection: trio.socket.SocketType, log: Log, problem: RemoteProtocolError) -> None:
         """Refuse a peer that may not even say hello; its hello, unread, would take the refusal with it [MEET-21]."""

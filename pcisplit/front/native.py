@@ -22,16 +22,18 @@ class Handle:
         self._views = [ffi.from_buffer("uint8_t[]", region) if region is not None else ffi.NULL for region in regions]
         sizes = ffi.new("uint64_t[3]", [len(region) if region is not None else 0 for region in regions])
         error = ffi.new("int *")
-        self.raw: Any = lib.pcsf_new(boot_info, len(boot_info), *self._views, sizes, *fds, error)
-        if self.raw == ffi.NULL:
+        raw = lib.pcsf_new(boot_info, len(boot_info), *self._views, sizes, *fds, error)
+        if raw == ffi.NULL:
             self._release()
             raise SessionGone(known_error(error[0]))
+        self.raw: Any = ffi.gc(raw, lib.pcsf_free)  # a thread on its way in holds it: memory outlives the session
+        self._closed = False
 
     def free(self) -> None:
-        """Free the C side and let go of the mappings. Idempotent."""
-        if self.raw != ffi.NULL:
-            lib.pcsf_free(self.raw)
-            self.raw = ffi.NULL
+        """Let go of the mappings; calls fail from now on. Nobody is inside: ``pcsf_retire`` has said so. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            lib.pcsf_retire(self.raw)
             self._release()
 
     def _release(self) -> None:
@@ -44,6 +46,8 @@ class Handle:
         self.fail_code(-(packed >> 32 & 0xFFFF), where, packed >> 48, int(lib.pcsf_last_detail(self.raw)))
 
     def fail_code(self, number: int, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
+        if number == INSIDE and self._closed:
+            raise SessionGone(Error.SUCCESS)
         if number == INSIDE:
             raise BusyError(f"{where}: another thread is inside this session; it is for one thread at a time")
         code = known_error(number)

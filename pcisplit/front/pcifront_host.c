@@ -19,7 +19,8 @@ struct traced {
 struct pcsf {
     struct pcifront front;
     int kick_fd, pipe_fd, socket_fd;
-    int gone; // the socket hung up
+    int gone;   // the socket hung up
+    int closed; // retired: the regions may be unmapped, nothing looks at them any more
     atomic_flag inside; // a thread is in here
     uint64_t timeout, deadline; // deadline 0: to be set when the call first waits
     uint64_t last_value, last_detail, last_moved;
@@ -149,6 +150,14 @@ static void leave(struct pcsf *p)
     atomic_flag_clear_explicit(&p->inside, memory_order_release);
 }
 
+int pcsf_retire(struct pcsf *p)
+{
+    if (!p->closed && !enter(p))
+        return 0;
+    p->closed = 1;
+    return 1;
+}
+
 static uint64_t busy(void)
 {
     return (uint64_t)-PCSF_INSIDE << 32;
@@ -244,7 +253,8 @@ int pcsf_connect(struct pcsf *p)
 
 void pcsf_close(struct pcsf *p)
 {
-    pcifront_close(&p->front);
+    if (!p->closed)
+        pcifront_close(&p->front);
 }
 
 int pcsf_interrupt_wait(struct pcsf *p, unsigned device, unsigned vector, uint64_t *count, int64_t timeout_ns)
@@ -260,18 +270,20 @@ int pcsf_interrupt_wait(struct pcsf *p, unsigned device, unsigned vector, uint64
 
 uint64_t pcsf_interrupts(struct pcsf *p, unsigned device, unsigned vector)
 {
-    return pcifront_interrupts(&p->front, device, vector);
+    return p->closed ? 0 : pcifront_interrupts(&p->front, device, vector);
 }
 
 uint32_t pcsf_ready(struct pcsf *p)
 {
-    return pcifront_ready(&p->front);
+    return p->closed ? 0 : pcifront_ready(&p->front);
 }
 
 // The caller waits for the doorbell itself: what rang before is drained first, so that readable means rung anew.
 int pcsf_sleep(struct pcsf *p)
 {
     char drained[64];
+    if (p->closed)
+        return PCISPLIT_ERROR_GONE;
     while (read(p->pipe_fd, drained, sizeof drained) == sizeof drained)
         ;
     return pcifront_sleep(&p->front);
@@ -279,7 +291,8 @@ int pcsf_sleep(struct pcsf *p)
 
 void pcsf_awake(struct pcsf *p)
 {
-    pcifront_awake(&p->front);
+    if (!p->closed)
+        pcifront_awake(&p->front);
 }
 
 int pcsf_submit(struct pcsf *p, void *requests, unsigned count, int *error)
@@ -323,7 +336,7 @@ int pcsf_wait_answer(struct pcsf *p)
 
 int pcsf_event(struct pcsf *p, void *event)
 {
-    return pcifront_event(&p->front, event);
+    return p->closed ? PCISPLIT_ERROR_GONE : pcifront_event(&p->front, event);
 }
 
 void pcsf_set_timeout(struct pcsf *p, uint64_t ns) { p->timeout = ns; }
@@ -340,8 +353,15 @@ uint64_t pcsf_statistic(const struct pcsf *p, unsigned which)
     return which < 3 ? value[which] : 0;
 }
 
-uint32_t pcsf_back_state(const struct pcsf *p) { return pcisplit_load(&p->front.back->state); }
-int pcsf_back_reason(const struct pcsf *p) { return __atomic_load_n(&p->front.back->reason, __ATOMIC_SEQ_CST); }
+uint32_t pcsf_back_state(const struct pcsf *p)
+{
+    return p->closed ? PCISPLIT_STATE_CLOSED : pcisplit_load(&p->front.back->state);
+}
+
+int pcsf_back_reason(const struct pcsf *p)
+{
+    return p->closed ? 0 : __atomic_load_n(&p->front.back->reason, __ATOMIC_SEQ_CST);
+}
 
 int pcsf_trace(struct pcsf *p, unsigned entries)
 {

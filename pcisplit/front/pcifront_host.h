@@ -15,6 +15,9 @@ struct pcsf; /* a frontend with its hooks */
 struct pcsf *pcsf_new(const void *boot_info, size_t length, void *f2b, void *b2f, void *dma, const uint64_t *sizes,
                       int kick_fd, int pipe_fd, int socket_fd, int *error);
 void pcsf_free(struct pcsf *p);
+/* Let no thread in any more: 1, or 0 while one is inside. Afterwards the regions may be unmapped; calls answer PCSF_INSIDE,
+ * GONE or nothing, until the handle is freed. */
+int pcsf_retire(struct pcsf *p);
 struct pcifront *pcsf_front(struct pcsf *p);
 
 /* Calls of one access. They return value | error << 32 | rule << 48: `error` is minus the code, 0 for success; a value of

@@ -5,6 +5,7 @@ import contextlib
 import mmap
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Self
 from pcisplit import wire
 from pcisplit._core import lib
 from pcisplit.bootinfo import BootInfo, parse_boot_info_untrusted
-from pcisplit.errors import AccessError, MeetingRefused, RemoteProtocolError, SessionGone
+from pcisplit.errors import AccessError, BusyError, MeetingRefused, RemoteProtocolError, SessionGone
 from pcisplit.front.device import RemoteDevice
 from pcisplit.front.dma import DmaPool
 from pcisplit.front.native import Handle
@@ -123,6 +124,14 @@ class Session:
                 crossed.append(_SLOT_KINDS[kind].from_bytes_untrusted(octets))
             self._handle.trace(0)
 
+    def _retire(self) -> None:
+        """Wait for a thread that is inside to leave, as it does when the backend has closed. Raises BusyError."""
+        deadline = time.monotonic() + self._timeout
+        while not lib.pcsf_retire(self._handle.raw):
+            if time.monotonic() > deadline:
+                raise BusyError("another thread is still inside this session; end its call before closing")
+            os.sched_yield()
+
     def close(self) -> None:
         """End the session: no further requests, everything is unmapped, the backend tears down. Idempotent.
 
@@ -130,8 +139,9 @@ class Session:
         """
         if not self._open:
             return
-        self._open = False
         lib.pcsf_close(self._handle.raw)
+        self._retire()
+        self._open = False
         for device in self._devices.values():
             device.release()
         self.dma.release()

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""Latency and throughput against the floor of this machine. ``make bench``, or ``python bench/bench.py --help``."""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from machine import Machine, describe, two_cpus
+from peers import HERE, Backend, BenchError, CFront, Thread, Timing, Tools, on_cpu, open_python, run_python
+from report import Floor, Result, as_json, show
+
+from pcisplit import front
+
+REPETITIONS = 11
+ATTEMPTS = 5
+MOVED = 0.20  #: a floor that moved by more between before and after spoils the row
+SPIN_US = 5000.0  #: of the spinning backend: it never sleeps within a row, and soon after it
+TURNS = 1_000_000  #: that a spinning front spins, 20 ms or more
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spec:
+    """A row: what is timed, against which floor, how much of it is allowed. No target: printed, not judged."""
+
+    row: str
+    name: str
+    which: int  #: in rows.c
+    count: int
+    group: int
+    target: float | None = None
+    floor: str = "P"
+
+
+BAR_READ, CONFIG_READ, BAR_WRITE, POSTED_8, POSTED_ONCE, FLIGHT, WINDOW, PYTHON = range(8)
+
+SPINNING = (
+    Spec("1", "BAR read, C", BAR_READ, 20000, 64, 2.0),
+    Spec("", "BAR write, answered, C", BAR_WRITE, 20000, 64),
+    Spec("2", "config read from the table, C", CONFIG_READ, 20000, 64, 2.0),
+    Spec("3", "BAR read, Python", PYTHON, 10000, 64, 5.0),
+    Spec("4", "posted write, C, 64 and a read", POSTED_8, 64000, 640, 1 / 6),
+    Spec("", "  published once, not every 8", POSTED_ONCE, 64000, 640),
+    Spec("5", "BAR read, C, 16 in flight", FLIGHT, 32000, 320, 1 / 2.5),
+    Spec("", "  a new one for each answer", WINDOW, 32000, 320),
+)
+ASLEEP = (Spec("8", "BAR read, C, both asleep", BAR_READ, 1000, 10, 1.3, "E"),)
+
+FLOORS = {
+    "P": ("line", 50000, 64, "cache-line ping-pong, two CPUs, both spin"),
+    "E": ("eventfd", 1000, 10, "eventfd ping-pong, two CPUs, both sleep"),
+    "S": ("socket", 5000, 16, "UNIX socket echo of 64 octets, two CPUs, both spin"),
+}
+
+
+class Bench:
+    """One run. ``results`` and ``floors`` fill up as it goes."""
+
+    def __init__(self, tools: Tools, cpus: tuple[int, int] | None, scale: float) -> None:
+        self.tools, self.cpus, self.scale = tools, cpus, scale
+        self.results: list[Result] = []
+        self.floors: dict[str, list[float]] = {name: [] for name in FLOORS}
+
+    def floor(self, name: str) -> float:
+        """Measure a floor now."""
+        assert self.cpus is not None
+        kind, count, group, _ = FLOORS[name]
+        op = self.tools.floor(kind, self.cpus, self._count(count, group), group).op
+        self.floors[name].append(op)
+        return op
+
+    def _count(self, count: int, group: int) -> int:
+        return max(int(count * self.scale) // group, 8) * group
+
+    def measure(self, spec: Spec, run: Callable[[int, int], Timing], backend: Backend) -> None:
+        """Time a row between two floors; again, if the floor moved meanwhile."""
+        attempts, steady = 0, False
+        while not steady and attempts < ATTEMPTS:
+            attempts += 1
+            backend.wait_asleep()
+            before = self.floor(spec.floor)
+            with on_cpu(self.cpus[1] if self.cpus else None):
+                runs = [run(self._count(spec.count, spec.group), spec.group) for _ in range(REPETITIONS)]
+            backend.wait_asleep()
+            after = self.floor(spec.floor)
+            steady = abs(after - before) <= MOVED * min(before, after)
+        self.results.append(_summary(spec, runs, (before, after), attempts, steady))
+
+    # -- the rows ---------------------------------------------------------------------------------------------
+
+    def spinning(self) -> None:
+        """Rows 1 to 5: both sides spin; then row 9 on the same backend."""
+        with Backend(SPIN_US, self.cpus[0] if self.cpus else None) as backend, self._c_front(backend) as c:
+            ran_before = backend.threads()
+            if self.cpus is None:
+                self._skip(SPINNING)
+                self._work_a_little(c)
+            else:
+                with front.connect(backend.path, devices=["ram1"], driver="bench", dma=0) as session:
+                    session.set_spin(TURNS)
+                    open_python(session)
+                    for spec in SPINNING:
+                        run = self._python(session) if spec.which == PYTHON else self._c(c, spec.which)
+                        self.measure(spec, run, backend)
+            self._idle(backend, ran_before)
+
+    def asleep(self) -> None:
+        """Row 8: neither side spins."""
+        if self.cpus is None:
+            self._skip(ASLEEP)
+            return
+        with Backend(0.0, self.cpus[0]) as backend, self._c_front(backend) as c:
+            c.spin(0)
+            for spec in ASLEEP:
+                self.measure(spec, self._c(c, spec.which), backend)
+
+    def socket(self) -> None:
+        """The floor that is only printed."""
+        if self.cpus is not None:
+            self.floor("S")
+
+    @contextlib.contextmanager
+    def _c_front(self, backend: Backend) -> Iterator[CFront]:
+        with CFront(self.tools, backend) as c:
+            c.spin(TURNS if self.cpus else 0)
+            yield c
+
+    @staticmethod
+    def _c(c: CFront, which: int) -> Callable[[int, int], Timing]:
+        return lambda count, group: c.run(which, count, group)
+
+    @staticmethod
+    def _python(session: front.Session) -> Callable[[int, int], Timing]:
+        return lambda count, group: run_python(session, count, group)
+
+    def _skip(self, specs: tuple[Spec, ...]) -> None:
+        why = "needs two CPUs, this machine lets us use one"
+        self.results += [Result(spec.row, spec.name, skipped=why) for spec in specs if spec.row]
+
+    @staticmethod
+    def _work_a_little(c: CFront) -> None:
+        c.run(BAR_READ, 20000, 64)
+
+    def _idle(self, backend: Backend, ran_before: dict[int, Thread]) -> None:
+        """Row 9: the serve thread, the one that worked for us, is not woken while nobody asks anything of it."""
+        backend.wait_asleep()
+        before = backend.threads()
+        none = Thread(False, 0, 0)
+        serve = max(before, key=lambda number: before[number].ticks - ran_before.get(number, none).ticks)
+        seconds = max(2.0 * self.scale, 0.25)
+        time.sleep(seconds)
+        woken = backend.threads()[serve].sleeps - before[serve].sleeps
+        name = f"wake-ups in {seconds:g} s of idling"
+        self.results.append(Result("9", name, target=0.0, ns=woken, ratio=woken))
+
+
+def _summary(spec: Spec, runs: Sequence[Timing], floors: tuple[float, float], attempts: int, steady: bool) -> Result:
+    ops = [timing.op for timing in runs]
+    ns = statistics.median(ops)
+    return Result(
+        row=spec.row,
+        name=spec.name,
+        floor=spec.floor,
+        target=spec.target,
+        ns=ns,
+        least=min(ops),
+        most=max(ops),
+        p50=statistics.median(timing.p50 for timing in runs),
+        p99=statistics.median(timing.p99 for timing in runs),
+        before=floors[0],
+        after=floors[1],
+        ratio=ns / statistics.mean(floors),
+        attempts=attempts,
+        steady=steady,
+    )
+
+
+def run(quick: bool, show_progress: Callable[[str], None]) -> tuple[Machine, Bench]:
+    """Measure everything. Raises BenchError."""
+    compiler = os.environ.get("CC", "gcc")
+    machine = describe(compiler)
+    with tempfile.TemporaryDirectory(prefix="pcisplit-bench-") as folder:
+        show_progress("compiling")
+        bench = Bench(Tools(Path(folder), compiler), two_cpus(), 0.05 if quick else 1.0)
+        for part in (bench.socket, bench.spinning, bench.asleep):
+            show_progress(part.__name__)
+            part()
+    bench.results.sort(key=lambda result: result.row == "9")
+    return machine, bench
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "json_only", is_flag=True, help="Print one JSON object.")
+@click.option("--quick", is_flag=True, help="A look in a few seconds; for tests, not for quoting.")
+@click.option("--save", is_flag=True, help="Write bench/last.json too.")
+def main(json_only: bool, quick: bool, save: bool) -> None:
+    """Time each row of the table against the floor of this machine, measured before and after it."""
+    try:
+        machine, bench = run(quick, lambda text: None if json_only else click.echo(f"bench: {text}", err=True))
+    except BenchError as problem:
+        raise click.ClickException(str(problem)) from None
+    floors = [Floor(name, FLOORS[name][3], values) for name, values in bench.floors.items() if values]
+    text = as_json(machine, floors, bench.results)
+    if save:
+        (HERE / "last.json").write_text(text + "\n")
+    if json_only:
+        click.echo(text)
+    else:
+        show(machine, floors, bench.results, quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

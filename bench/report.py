@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""What a run found: the table for people, the object for programs."""
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from machine import Machine
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 118  #: of the table, where no terminal says
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """A measured row, or one that was skipped and why. Times in ns, `ratio` to the mean of the floor before and after."""
+
+    row: str
+    name: str
+    floor: str = ""
+    target: float | None = None
+    ns: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    ratio: float = 0.0
+    attempts: int = 1
+    steady: bool = True
+    skipped: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``missed``, ``skipped``, nothing for a row without a target; ``unsteady`` if the floor moved."""
+        if self.skipped:
+            return "skipped"
+        if self.target is None:
+            return "" if self.steady else "unsteady"
+        met = "met" if self.ratio <= self.target else "missed"
+        return met if self.steady else f"{met}, unsteady"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Floor:
+    """A floor and every time it was measured, in ns."""
+
+    name: str
+    what: str
+    ns: Sequence[float]
+
+
+def as_json(machine: Machine, floors: Sequence[Floor], results: Sequence[Result]) -> str:
+    """One object; times in ns."""
+    whole: Mapping[str, object] = {
+        "machine": dataclasses.asdict(machine),
+        "floors": [dataclasses.asdict(floor) for floor in floors],
+        "rows": [{**dataclasses.asdict(result), "verdict": result.verdict} for result in results],
+    }
+    return json.dumps(whole, indent=2)
+
+
+def show(machine: Machine, floors: Sequence[Floor], results: Sequence[Result], quick: bool) -> None:
+    """Print a run. The first line says the machine and the build."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDTH)
+    console.print(str(machine), soft_wrap=True)
+    for remark in (*machine.remarks, *(["quick: few operations, not for quoting"] if quick else [])):
+        console.print(f"[yellow]{remark}[/]", soft_wrap=True)
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in ("row", "what", "target", "ratio", "ns", "least-most", "p99", "floor", "verdict"):
+        left = title in ("row", "what", "verdict")
+        table.add_column(title, justify="left" if left else "right", no_wrap=title not in ("what", "verdict"))
+    for result in results:
+        table.add_row(*_cells(result))
+    console.print(table)
+    for floor in floors:
+        spread = f"{_ns(min(floor.ns))} to {_ns(max(floor.ns))}"
+        console.print(f"{floor.name} = {_ns(statistics.median(floor.ns))} ns ({spread}): {floor.what}", soft_wrap=True)
+    repeated = [
+        f"{result.row or result.name.strip()} ({result.attempts} times)" for result in results if result.attempts > 1
+    ]
+    if repeated:
+        console.print(f"the floor moved, so measured again: {', '.join(repeated)}", soft_wrap=True)
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    verdict = _colored(result.verdict)
+    if result.skipped:
+        return (result.row, f"{result.name}: {result.skipped}", *[""] * 6, verdict)
+    if not result.floor:  # a count
+        return (result.row, result.name, f"{result.target:g}", f"{result.ns:g}", *[""] * 4, verdict)
+    return (
+        result.row,
+        result.name,
+        f"≤ {_times(result.target)} {result.floor}" if result.target else "",
+        f"{result.ratio:.2f} {result.floor}",
+        _ns(result.ns),
+        f"{_ns(result.least)}-{_ns(result.most)}",
+        _ns(result.p99),
+        _ns((result.before + result.after) / 2),
+        verdict,
+    )
+
+
+def _times(target: float) -> str:
+    """2, 1.3, 1/6."""
+    part = Fraction(target).limit_denominator(20)
+    return f"{target:g}" if target >= 1 or part.numerator != 1 else str(part)
+
+
+def _ns(ns: float) -> str:
+    return f"{ns:.1f}" if ns < 99.95 else f"{ns:.0f}"
+
+
+def _colored(verdict: str) -> str:
+    color = "yellow" if "unsteady" in verdict else {"met": "green", "missed": "red"}.get(verdict, "")
+    return f"[{color}]{verdict}[/]" if color else verdict

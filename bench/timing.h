@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * How everything here is timed, floors and rows alike, so that their ratio is one of like with like.
+ *
+ * Two passes over the same operation. The first reads the clock around every operation, for the spread a caller sees
+ * (median and 99th percentile; reading the clock is in them). The second reads it once a group of operations: the median
+ * group is the figure that is judged, because it holds next to no clock and no visit of another process to our CPU.
+ */
+#ifndef TIMING_H
+#define TIMING_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+
+struct timing {
+    double op;   /* ns an operation, the median group */
+    double mean; /* total / operations of the second pass */
+    double p50;  /* of single operations, clock included */
+    double p99;
+};
+
+typedef int (*timed)(void *context, uint64_t turn); /* nonzero: failed */
+
+static inline uint64_t timing_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline int timing_order(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* `count` operations a pass, a multiple of `group`. Returns 0, or what the operation failed with, or -1. */
+static inline int timing_run(timed operation, void *context, unsigned count, unsigned group, struct timing *out)
+{
+    uint64_t *took = malloc(count * sizeof *took);
+    uint64_t turn = 0;
+    int error = took ? 0 : -1;
+
+    for (unsigned i = 0; i < count / 20 && !error; i++) /* warm up */
+        error = operation(context, turn++);
+    for (unsigned i = 0; i < count && !error; i++) {
+        uint64_t start = timing_now();
+        error = operation(context, turn++);
+        took[i] = timing_now() - start;
+    }
+    if (!error) {
+        qsort(took, count, sizeof *took, timing_order);
+        out->p50 = (double)took[count / 2];
+        out->p99 = (double)took[count - count / 100 - 1];
+    }
+    unsigned groups = count / group;
+    uint64_t begin = timing_now(), last = begin;
+    for (unsigned i = 0; i < groups && !error; i++) {
+        for (unsigned j = 0; j < group && !error; j++)
+            error = operation(context, turn++);
+        uint64_t now = timing_now();
+        took[i] = now - last;
+        last = now;
+    }
+    if (!error) {
+        out->mean = (double)(last - begin) / (groups * group);
+        qsort(took, groups, sizeof *took, timing_order);
+        out->op = (double)took[groups / 2] / group;
+    }
+    free(took);
+    return error;
+}
+
+#endif
