@@ -195,7 +195,7 @@ static int work(struct pcs_serve *s)
 static void sleep_until_rung(struct pcs_serve *s, int *rang)
 {
     pcisplit_sleep_begin(&s->back->sleeping);
-    if (work(s) || lanes_done(s) || front_moved(s) || atomic_load(&s->stop)) {
+    if (work(s) || s->reason || lanes_done(s) || front_moved(s) || atomic_load(&s->stop)) {
         pcisplit_sleep_end(&s->back->sleeping);
         return;
     }
