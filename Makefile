@@ -40,7 +40,7 @@ gen: $(VENV)/.ready-dev ## write the generated files anew
 clean: ## forget the virtual environment, builds and caches
 	rm -rf $(VENV) .cache build *.egg-info pcisplit/_core*.so
 
-CORE := pyproject.toml $(wildcard pcisplit/*.c pcisplit/*/*.c pcisplit/*/*.h)
+CORE := pyproject.toml $(wildcard pcisplit/*.c pcisplit/*/*.[ch] pcisplit/*/*/*.[ch])
 
 $(VENV)/.ready: $(CORE)
 	@tools/system-packages build

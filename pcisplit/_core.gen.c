@@ -1884,13 +1884,13 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_guarded_access _cffi_d_pcs_guarded_access
 #endif
 
-static void _cffi_d_pcs_lane_finish(struct pcs_device * x0, int x1, unsigned int x2, uint64_t x3, uint64_t x4, uint32_t x5)
+static void _cffi_d_pcs_owner_finish(struct pcs_device * x0, int x1, unsigned int x2, uint64_t x3, uint64_t x4, uint32_t x5)
 {
-  pcs_lane_finish(x0, x1, x2, x3, x4, x5);
+  pcs_owner_finish(x0, x1, x2, x3, x4, x5);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_lane_finish(PyObject *self, PyObject *args)
+_cffi_f_pcs_owner_finish(PyObject *self, PyObject *args)
 {
   struct pcs_device * x0;
   int x1;
@@ -1907,7 +1907,7 @@ _cffi_f_pcs_lane_finish(PyObject *self, PyObject *args)
   PyObject *arg4;
   PyObject *arg5;
 
-  if (!PyArg_UnpackTuple(args, "pcs_lane_finish", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+  if (!PyArg_UnpackTuple(args, "pcs_owner_finish", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -1941,7 +1941,7 @@ _cffi_f_pcs_lane_finish(PyObject *self, PyObject *args)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { pcs_lane_finish(x0, x1, x2, x3, x4, x5); }
+  { pcs_owner_finish(x0, x1, x2, x3, x4, x5); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -1951,16 +1951,16 @@ _cffi_f_pcs_lane_finish(PyObject *self, PyObject *args)
   return Py_None;
 }
 #else
-#  define _cffi_f_pcs_lane_finish _cffi_d_pcs_lane_finish
+#  define _cffi_f_pcs_owner_finish _cffi_d_pcs_owner_finish
 #endif
 
-static void const * _cffi_d_pcs_lane_request(struct pcs_device * x0)
+static void const * _cffi_d_pcs_owner_request(struct pcs_device * x0)
 {
-  return pcs_lane_request(x0);
+  return pcs_owner_request(x0);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_lane_request(PyObject *self, PyObject *arg0)
+_cffi_f_pcs_owner_request(PyObject *self, PyObject *arg0)
 {
   struct pcs_device * x0;
   Py_ssize_t datasize;
@@ -1979,7 +1979,7 @@ _cffi_f_pcs_lane_request(PyObject *self, PyObject *arg0)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_lane_request(x0); }
+  { result = pcs_owner_request(x0); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -1989,16 +1989,16 @@ _cffi_f_pcs_lane_request(PyObject *self, PyObject *arg0)
   return pyresult;
 }
 #else
-#  define _cffi_f_pcs_lane_request _cffi_d_pcs_lane_request
+#  define _cffi_f_pcs_owner_request _cffi_d_pcs_owner_request
 #endif
 
-static void _cffi_d_pcs_lane_stop(struct pcs_device * x0)
+static void _cffi_d_pcs_owner_stop(struct pcs_device * x0)
 {
-  pcs_lane_stop(x0);
+  pcs_owner_stop(x0);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_lane_stop(PyObject *self, PyObject *arg0)
+_cffi_f_pcs_owner_stop(PyObject *self, PyObject *arg0)
 {
   struct pcs_device * x0;
   Py_ssize_t datasize;
@@ -2015,7 +2015,7 @@ _cffi_f_pcs_lane_stop(PyObject *self, PyObject *arg0)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { pcs_lane_stop(x0); }
+  { pcs_owner_stop(x0); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2025,16 +2025,16 @@ _cffi_f_pcs_lane_stop(PyObject *self, PyObject *arg0)
   return Py_None;
 }
 #else
-#  define _cffi_f_pcs_lane_stop _cffi_d_pcs_lane_stop
+#  define _cffi_f_pcs_owner_stop _cffi_d_pcs_owner_stop
 #endif
 
-static int _cffi_d_pcs_lane_wait(struct pcs_device * x0)
+static int _cffi_d_pcs_owner_wait(struct pcs_device * x0)
 {
-  return pcs_lane_wait(x0);
+  return pcs_owner_wait(x0);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_lane_wait(PyObject *self, PyObject *arg0)
+_cffi_f_pcs_owner_wait(PyObject *self, PyObject *arg0)
 {
   struct pcs_device * x0;
   Py_ssize_t datasize;
@@ -2053,7 +2053,7 @@ _cffi_f_pcs_lane_wait(PyObject *self, PyObject *arg0)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_lane_wait(x0); }
+  { result = pcs_owner_wait(x0); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2063,7 +2063,7 @@ _cffi_f_pcs_lane_wait(PyObject *self, PyObject *arg0)
   return pyresult;
 }
 #else
-#  define _cffi_f_pcs_lane_wait _cffi_d_pcs_lane_wait
+#  define _cffi_f_pcs_owner_wait _cffi_d_pcs_owner_wait
 #endif
 
 static int _cffi_d_pcs_serve_add(struct pcs_serve * x0, struct pcs_device * x1, uint64_t x2)
@@ -4408,10 +4408,10 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 171), (void *)_cffi_d_pcs_device_table },
   { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_vector },
   { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcs_guarded_access },
-  { "pcs_lane_finish", (void *)_cffi_f_pcs_lane_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 199), (void *)_cffi_d_pcs_lane_finish },
-  { "pcs_lane_request", (void *)_cffi_f_pcs_lane_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pcs_lane_request },
-  { "pcs_lane_stop", (void *)_cffi_f_pcs_lane_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_lane_stop },
-  { "pcs_lane_wait", (void *)_cffi_f_pcs_lane_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pcs_lane_wait },
+  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 199), (void *)_cffi_d_pcs_owner_finish },
+  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pcs_owner_request },
+  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_owner_stop },
+  { "pcs_owner_wait", (void *)_cffi_f_pcs_owner_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pcs_owner_wait },
   { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_serve_add },
   { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 237), (void *)_cffi_d_pcs_serve_end },
   { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_features },

@@ -74,9 +74,9 @@ def serve(devices: tuple[str, ...], path: Path, dma: int, spin: float, allow_no_
     import trio
 
     from pcisplit.back import log
-    from pcisplit.back.harden import harden
-    from pcisplit.back.server import serve_until_signal
-    from pcisplit.back.specs import make_server
+    from pcisplit.back.host.harden import harden
+    from pcisplit.back.supervisor.server import serve_until_signal
+    from pcisplit.back.supervisor.specs import make_server
 
     log.configure(json=as_json)
     try:

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Self
 
 from pcisplit import wire
-from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.models.base import ModelDevice, bar
-from pcisplit.back.registry import Entry
-from pcisplit.back.session import BackSession
-from pcisplit.back.teardown import Teardown
+from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.models.base import ModelDevice, bar
+from pcisplit.back.supervisor.registry import Entry
+from pcisplit.back.worker.session import BackSession
+from pcisplit.back.worker.teardown import Teardown
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.front import Session
 from pcisplit.messages import Hello, Need
@@ -35,7 +35,7 @@ class Recorder(ModelDevice):
         self.hold.set()
 
     def _power_on(self) -> None:
-        self.bars = (bar(0, 4096, Area(0, 4096, AreaKind.LANE)), bar(1, 4096, self._memory_area(4096)))
+        self.bars = (bar(0, 4096, Area(0, 4096, AreaKind.OWNER)), bar(1, 4096, self._memory_area(4096)))
 
     def config_write(self, offset: int, width: int, value: int) -> None:
         self.calls.append(f"config {offset:#x} = {value:#x}")
@@ -89,8 +89,8 @@ class Pair:
             self.front = Session(self.sock, info, self.boot_info, self._fds, 20.0)
 
     def start(self) -> None:
-        """Start the serve loop and the lanes."""
-        for work in (self.back.serve, *(lane.run for lane in self.back.lanes)):
+        """Start the serve loop and the owners."""
+        for work in (self.back.serve, *(owner.run for owner in self.back.owners)):
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
 
@@ -98,7 +98,7 @@ class Pair:
         """End the back as the server does."""
         self.back.stop()
         self._join(self._threads[:1])
-        self.back.stop_lanes()
+        self.back.stop_owners()
         self._join(self._threads[1:])
         self.teardown = self.back.close()
         self._other.close()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from pcisplit import pci
-from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.lane import Quota
+from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.models.base import bar
+from pcisplit.back.devices.models.ram import RamModel
+from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.back.log import LINES_PER_SECOND, LimitedLog, escape
-from pcisplit.back.models.base import bar
-from pcisplit.back.models.ram import RamModel
-from pcisplit.back.signal import signal_eventfd
+from pcisplit.back.worker.owner import Quota
 from pcisplit.errors import AccessError, DeviceError, SessionGone
 from pcisplit.messages import Hello, Need, Request, Response
 from pcisplit.ring.region import create_region
@@ -307,7 +307,8 @@ def test_signalling_a_full_eventfd_whose_nonblock_is_cleared_does_not_hang() -> 
 def test_the_backend_is_undumpable_before_it_opens_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
-    from pcisplit.back import harden, specs
+    from pcisplit.back.host import harden
+    from pcisplit.back.supervisor import specs
     from pcisplit.cli import main
 
     order: list[str] = []
@@ -328,7 +329,7 @@ def test_harden_makes_the_process_undumpable() -> None:
     import sys
 
     script = (
-        "import ctypes; from pcisplit.back.harden import harden; harden();"
+        "import ctypes; from pcisplit.back.host.harden import harden; harden();"
         "assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0"  # PR_GET_DUMPABLE
     )
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -341,8 +342,8 @@ def test_harden_makes_the_process_undumpable() -> None:
 @pytest.mark.parametrize("failing", ["create_region", "seal_b2f", "CoreServe", "compile_tables", "read_config"])
 def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Whatever fails while a session is opened, no descriptor stays and every step of the teardown is done."""
-    from pcisplit.back import session as module
-    from pcisplit.back.registry import Entry
+    from pcisplit.back.supervisor.registry import Entry
+    from pcisplit.back.worker import session as module
 
     before = set(os.listdir("/proc/self/fd"))
 

@@ -19,8 +19,8 @@ SECONDS = 120.0
 _SERVE = (
     sys.executable,
     "-c",
-    "import pcisplit.back.harden, pcisplit.cli\n"
-    "pcisplit.back.harden.harden = lambda: None\n"
+    "import pcisplit.back.host.harden, pcisplit.cli\n"
+    "pcisplit.back.host.harden.harden = lambda: None\n"
     "pcisplit.cli.main(prog_name='pcisplit')\n",
 )
 

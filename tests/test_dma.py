@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pcisplit.back.device import IovaRange
-from pcisplit.back.dma import IOVA_ALIGN, create, place, round_size
-from pcisplit.back.models.iommu import SoftwareIommu
+from pcisplit.back.devices.device import IovaRange
+from pcisplit.back.devices.models.iommu import SoftwareIommu
+from pcisplit.back.host.dma import IOVA_ALIGN, create, place, round_size
 from pcisplit.bootinfo import DmaWindow
 from pcisplit.errors import AccessError, DeviceError
 from pcisplit.front.dma import DmaBuffer, DmaPool

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pcisplit import wire
-from pcisplit.back.session import B2F_SIZE, F2B_SIZE
+from pcisplit.back.worker.session import B2F_SIZE, F2B_SIZE
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.errors import AccessError, RemoteProtocolError, SessionGone
 from pcisplit.front import Session

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from pcisplit import pci
 from pcisplit._core import ffi, lib
-from pcisplit.back.device import BarInfo
-from pcisplit.back.models import make_model
-from pcisplit.back.models.dump import parse_dump, parse_regions
-from pcisplit.back.native import CoreDevice
-from pcisplit.back.policy import FIELDS, Field, Rule, _check_disjoint, compile_tables, virtual_addresses
+from pcisplit.back.core.native import CoreDevice
+from pcisplit.back.devices.device import BarInfo
+from pcisplit.back.devices.models import make_model
+from pcisplit.back.devices.models.dump import parse_dump, parse_regions
+from pcisplit.back.policy.compile import FIELDS, Field, Rule, _check_disjoint, compile_tables, virtual_addresses
 from pcisplit.wire import BarFlag
 
 BARS = (

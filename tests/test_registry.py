@@ -4,8 +4,8 @@
 import pytest
 
 from pcisplit import wire
-from pcisplit.back.models.ram import RamModel
-from pcisplit.back.registry import NOBODY, SESSIONS_PER_UID, Entry, Peer, Registry, mebibytes
+from pcisplit.back.devices.models.ram import RamModel
+from pcisplit.back.supervisor.registry import NOBODY, SESSIONS_PER_UID, Entry, Peer, Registry, mebibytes
 from pcisplit.errors import RemoteProtocolError
 from pcisplit.messages import Hello, Need
 from pcisplit.wire import Error, Feature, VectorMode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What back/vfio_abi.py says of <linux/vfio.h>, against the system's own header; and the parsers on top of it."""
+"""What back/devices/vfio/abi.py says of <linux/vfio.h>, against the system's own header; and the parsers on top of it."""
 
 import shutil
 import subprocess
@@ -7,9 +7,9 @@ from ctypes import sizeof
 
 import pytest
 
-from pcisplit.back import vfio_abi as abi
-from pcisplit.back.device import AreaKind
-from pcisplit.back.vfio import bar_flags, msix_ranges, plan_areas
+from pcisplit.back.devices.device import AreaKind
+from pcisplit.back.devices.vfio import abi
+from pcisplit.back.devices.vfio.function import bar_flags, msix_ranges, plan_areas
 from pcisplit.pci import CAP_MSIX
 from pcisplit.wire import BarFlag
 
@@ -129,7 +129,7 @@ def test_eventfds_follow_an_irq_set() -> None:
     assert octets == b"\x1c\0\0\0" + b"\x24\0\0\0" + b"\1\0\0\0" + bytes(4) + b"\2\0\0\0" + b"\5\0\0\0" + b"\xff" * 4
 
 
-M, L, D = AreaKind.MAPPED, AreaKind.LANE, AreaKind.DENIED
+M, L, D = AreaKind.MAPPED, AreaKind.OWNER, AreaKind.DENIED
 
 
 @pytest.mark.parametrize(

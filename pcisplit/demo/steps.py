@@ -265,7 +265,7 @@ def _bar_text(size: int, address: int) -> str:
 
 def _rule_name(rule: int) -> str:
     """What spec/config.md calls a rule of configuration space."""
-    from pcisplit.back.policy import Rule  # the numbers are the back's
+    from pcisplit.back.policy.compile import Rule  # the numbers are the back's
 
     return Rule(rule).name.lower().replace("_", "-") if rule in Rule.__members__.values() else "unknown"
 

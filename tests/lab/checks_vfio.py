@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pcisplit.back import vfio_abi as abi
-from pcisplit.back.device import Area, AreaKind, BarInfo
-from pcisplit.back.vfio import VfioDevice
-from pcisplit.back.vfio_group import VfioHost
+from pcisplit.back.devices.device import Area, AreaKind, BarInfo
+from pcisplit.back.devices.vfio import abi
+from pcisplit.back.devices.vfio.function import VfioDevice
+from pcisplit.back.devices.vfio.group import VfioHost
 from pcisplit.errors import DeviceError
 from pcisplit.pci import (
     CAP_MSIX,
@@ -477,8 +477,8 @@ def check_nvme_msix_carved() -> None:
                 assert area.kind is not AreaKind.MAPPED or not {first, last} & set(pages), area
         assert code(device.bar_read, 0, table, 4) is Error.DENIED
         assert code(device.bar_write, 0, table - 2, 4, 0) is Error.DENIED
-        lane = next(area for area in bar.areas if area.kind is AreaKind.LANE)
-        assert device.bar_read(0, lane.start, 4) >= 0
+        owner = next(area for area in bar.areas if area.kind is AreaKind.OWNER)
+        assert device.bar_read(0, owner.start, 4) >= 0
         assert load(device, 8) == device.bar_read(0, 8, 4) == 0x00010400  # VS: NVMe 1.4
 
 
@@ -597,7 +597,7 @@ def check_io_bar() -> None:
         print([(bar.index, bar.size, bar.flags) for bar in device.bars])
         bar = bar_of(device, 1)
         assert (bar.size, bar.flags) == (0x100, BarFlag.IO)
-        assert bar.areas == (Area(0, 0x100, AreaKind.LANE, 7),)
+        assert bar.areas == (Area(0, 0x100, AreaKind.OWNER, 7),)
         assert [area.kind for area in bar_of(device, 0).areas] == [AreaKind.MAPPED]
         device.bar_write(1, 0, 1, 1)  # the number of the test, whose header the BAR shows from now on
         octets = bytes(device.bar_read(1, 16 + at, 1) for at in range(8))
@@ -614,7 +614,7 @@ def check_ram_bar() -> None:
     with acquired(only(IVSHMEM), IVSHMEM) as device:
         print([(bar.index, bar.size, bar.flags) for bar in device.bars])
         assert bar_of(device, 0).size < mmap.PAGESIZE
-        assert [area[2:4] for area in bar_of(device, 0).areas] == [(AreaKind.LANE, 7)]
+        assert [area[2:4] for area in bar_of(device, 0).areas] == [(AreaKind.OWNER, 7)]
         bar = bar_of(device, 2)
         assert (bar.size, bar.flags) == (4 << 20, BarFlag.MEM64 | BarFlag.PREFETCHABLE)
         (area,) = bar.areas

@@ -114,7 +114,7 @@ class Serving:
         code = int.from_bytes(os.read(self._exit_code, 4), "little", signed=True)
         said = self.log_path.read_text()
         assert code == 0, f"the backend ended with {code}: {said}"
-        assert "Traceback" not in said and "lane failed" not in said and "session failed" not in said, said
+        assert "Traceback" not in said and "owner failed" not in said and "session failed" not in said, said
         assert not self.path.exists()
 
 

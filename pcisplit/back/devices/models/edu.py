@@ -9,8 +9,8 @@ import threading
 from collections.abc import Mapping
 
 from pcisplit import pci
-from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.models.base import ModelDevice, bar, take_options, yes_or_no
+from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.models.base import ModelDevice, bar, take_options, yes_or_no
 
 IDENTITY = 0x010000ED
 BAR_SIZE = 0x100000
@@ -52,7 +52,7 @@ class EduModel(ModelDevice):
         return bytes(config)
 
     def _power_on(self) -> None:
-        self.bars = (bar(0, BAR_SIZE, Area(0, BAR_SIZE, AreaKind.LANE)),)
+        self.bars = (bar(0, BAR_SIZE, Area(0, BAR_SIZE, AreaKind.OWNER)),)
         self._reset_registers()
 
     def _reset_registers(self) -> None:

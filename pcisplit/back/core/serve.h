@@ -2,9 +2,9 @@
  *
  * The backend's C core: one serve loop per session, run by a thread of its own without the GIL.
  *
- *   execute.c       one request: the checks in their order [ERR-2], then the access or the verdict "lane"
+ *   execute.c       one request: the checks in their order [ERR-2], then the access or the verdict "owner"
  *   config_table.c  configuration space, compiled by Python to per-octet tables
- *   lane.c          where Python does what can sleep, one lane per device; the device is parked meanwhile
+ *   owner.c          where Python does what can sleep, one owner per device; the device is parked meanwhile
  *   serve.c         the loop: take, execute, answer, sleep, wake; doorbells and interrupts
  *
  * Python decides, C moves: everything in `struct pcs_device` is filled in by Python before the loop starts. The front can
@@ -25,7 +25,7 @@
 #define PCS_TURN_OPS 64
 #define PCS_TURN_NS 50000
 
-enum pcs_area_kind { PCS_AREA_NONE, PCS_AREA_MAPPED, PCS_AREA_LANE, PCS_AREA_DENIED };
+enum pcs_area_kind { PCS_AREA_NONE, PCS_AREA_MAPPED, PCS_AREA_OWNER, PCS_AREA_DENIED };
 
 struct pcs_area {
     uint64_t start, end;
@@ -45,9 +45,9 @@ struct pcs_bar {
 struct pcs_config {
     uint32_t size;
     uint8_t value[PCISPLIT_PAGE_SIZE];
-    uint8_t from_device[PCISPLIT_PAGE_SIZE]; /* 1: read from the device, in the lane */
+    uint8_t from_device[PCISPLIT_PAGE_SIZE]; /* 1: read from the device, in the owner */
     uint8_t write[PCISPLIT_PAGE_SIZE];
-    uint8_t to_device[PCISPLIT_PAGE_SIZE];   /* bits of `write` whose change is made in the lane */
+    uint8_t to_device[PCISPLIT_PAGE_SIZE];   /* bits of `write` whose change is made in the owner */
     uint8_t quiet[PCISPLIT_PAGE_SIZE];
     uint8_t zero[PCISPLIT_PAGE_SIZE];
     uint8_t rule[PCISPLIT_PAGE_SIZE];
@@ -68,9 +68,9 @@ struct pcs_result {
     uint64_t value, detail;
 };
 
-enum pcs_lane_state { PCS_LANE_IDLE, PCS_LANE_ASKED, PCS_LANE_DONE };
+enum pcs_owner_state { PCS_OWNER_IDLE, PCS_OWNER_ASKED, PCS_OWNER_DONE };
 
-struct pcs_lane {
+struct pcs_owner {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     _Atomic int state;
@@ -91,9 +91,9 @@ struct pcs_device {
     struct pcs_bar bar[PCISPLIT_BAR_COUNT];
     unsigned vectors;
     struct pcs_vector vector[PCISPLIT_MAX_VECTORS];
-    struct pcs_lane lane;
+    struct pcs_owner owner;
     int parked;
-    uint32_t head, tail; /* of the queue of requests that wait for the lane */
+    uint32_t head, tail; /* of the queue of requests that wait for the owner */
     union pcs_slot queue[PCISPLIT_REQUEST_SLOTS];
 };
 
@@ -134,9 +134,9 @@ struct pcs_serve {
 /* Checks that need nothing but the 64 octets, in the order of ERR-2; the same as messages.check_request_untrusted. */
 int pcs_check_request(const union pcs_slot *slot);
 
-enum pcs_verdict { PCS_ANSWERED, PCS_TO_LANE };
+enum pcs_verdict { PCS_ANSWERED, PCS_TO_OWNER };
 
-/* Execute `request` on `device` (NULL: no such device) and fill in `result`, or say that it is the lane's. */
+/* Execute `request` on `device` (NULL: no such device) and fill in `result`, or say that it is the owner's. */
 enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
                              struct pcs_result *result);
 
@@ -158,22 +158,22 @@ int pcs_config_needs_device(const struct pcs_config *config, uint32_t offset, un
 /* Store the writable bits. */
 void pcs_config_apply(struct pcs_config *config, uint32_t offset, unsigned width, uint32_t value);
 
-/* ---- lane.c: called by the serve loop ---------------------------------------------------------------------------------- */
+/* ---- owner.c: called by the serve loop ---------------------------------------------------------------------------------- */
 
-int pcs_lane_init(struct pcs_lane *lane);
-void pcs_lane_ask(struct pcs_lane *lane, const union pcs_slot *request);
-int pcs_lane_take(struct pcs_lane *lane, struct pcs_result *result); /* 1 if it was done */
+int pcs_owner_init(struct pcs_owner *owner);
+void pcs_owner_ask(struct pcs_owner *owner, const union pcs_slot *request);
+int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result); /* 1 if it was done */
 
-/* ---- lane.c: called by the lane's thread ---------------------------------------------------------------------------- */
+/* ---- owner.c: called by the owner's thread ---------------------------------------------------------------------------- */
 
-/* Wait for a request: 1, or 0 when the lane was stopped. */
-int pcs_lane_wait(struct pcs_device *device);
-const void *pcs_lane_request(struct pcs_device *device);
-void pcs_lane_finish(struct pcs_device *device, int error, unsigned rule, uint64_t value, uint64_t detail,
+/* Wait for a request: 1, or 0 when the owner was stopped. */
+int pcs_owner_wait(struct pcs_device *device);
+const void *pcs_owner_request(struct pcs_device *device);
+void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint64_t value, uint64_t detail,
                      uint32_t length);
-void pcs_lane_stop(struct pcs_device *device);
+void pcs_owner_stop(struct pcs_device *device);
 
-/* One guarded access to mapped memory, for the lane and for tools. Returns 0 or FAULTED; the value read in *value. */
+/* One guarded access to mapped memory, for the owner and for tools. Returns 0 or FAULTED; the value read in *value. */
 int pcs_guarded_access(volatile void *base, uint64_t size, uint64_t offset, unsigned width, int write, uint64_t *value);
 
 /* ---- doorbell.c: waking and being woken ------------------------------------------------------------------------------ */

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from pcisplit import pci, wire
-from pcisplit.back.device import Device
+from pcisplit.back.devices.device import Device
 from pcisplit.errors import RemoteProtocolError
 from pcisplit.messages import Hello, Need
 from pcisplit.wire import Error, Feature, VectorMode

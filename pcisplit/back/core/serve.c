@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The serve loop: take requests, execute or hand to a lane, answer, sleep, wake. One thread per session runs it in one
+// The serve loop: take requests, execute or hand to a owner, answer, sleep, wake. One thread per session runs it in one
 // call without the GIL; it comes back when Python must decide. It does no access that can sleep.
 //
 // Waiting: it spins for `spin_ns` after the last work, then says that it sleeps, looks once more and waits in epoll for
-// its doorbell, its lanes and the interrupts it relays. An idle session has no wake-ups.
+// its doorbell, its owners and the interrupts it relays. An idle session has no wake-ups.
 
 #include "serve.h"
 
@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define PUBLISH_EVERY 8   /* responses filled before they are published, while more requests are known */
-#define LOOK_EVERY 64     /* busy turns between two looks at interrupts and lanes */
+#define LOOK_EVERY 64     /* busy turns between two looks at interrupts and owners */
 
 static void end(struct pcs_serve *s, int reason)
 {
@@ -85,7 +85,7 @@ static void answer(struct pcs_serve *s, const union pcs_slot *request, const str
 
 /* ---- taking and executing -------------------------------------------------------------------------------------------- */
 
-// Execute one request now, or give it to its device's lane and park the device.
+// Execute one request now, or give it to its device's owner and park the device.
 static void execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request)
 {
     s->executing = request;
@@ -95,7 +95,7 @@ static void execute(struct pcs_serve *s, struct pcs_device *device, const union 
         answer(s, request, &s->result);
     } else {
         device->parked = 1;
-        pcs_lane_ask(&device->lane, request);
+        pcs_owner_ask(&device->owner, request);
     }
 }
 
@@ -149,16 +149,16 @@ static unsigned consume(struct pcs_serve *s)
     return taken;
 }
 
-// Collect what lanes have finished and go on with what waited behind it. Returns how much was done.
-static unsigned collect_lanes(struct pcs_serve *s)
+// Collect what owners have finished and go on with what waited behind it. Returns how much was done.
+static unsigned collect_owners(struct pcs_serve *s)
 {
     unsigned done = 0;
     struct pcs_result result;
 
     for (unsigned i = 0; i < s->devices; i++) {
         struct pcs_device *device = s->device[i];
-        if (device->parked && pcs_lane_take(&device->lane, &result)) {
-            answer(s, &device->lane.request, &result);
+        if (device->parked && pcs_owner_take(&device->owner, &result)) {
+            answer(s, &device->owner.request, &result);
             device->parked = 0;
             done++;
         }
@@ -177,10 +177,10 @@ static int front_moved(struct pcs_serve *s)
     return pcisplit_load(&s->front->state) != s->front_state;
 }
 
-static int lanes_done(struct pcs_serve *s)
+static int owners_done(struct pcs_serve *s)
 {
     for (unsigned i = 0; i < s->devices; i++)
-        if (s->device[i]->parked && s->device[i]->lane.state == PCS_LANE_DONE)
+        if (s->device[i]->parked && s->device[i]->owner.state == PCS_OWNER_DONE)
             return 1;
     return 0;
 }
@@ -195,7 +195,7 @@ static int work(struct pcs_serve *s)
 static void sleep_until_rung(struct pcs_serve *s, int *rang)
 {
     pcisplit_sleep_begin(&s->back->sleeping);
-    if (work(s) || s->reason || lanes_done(s) || front_moved(s) || atomic_load(&s->stop)) {
+    if (work(s) || s->reason || owners_done(s) || front_moved(s) || atomic_load(&s->stop)) {
         pcisplit_sleep_end(&s->back->sleeping);
         return;
     }
@@ -208,7 +208,7 @@ static void sleep_until_rung(struct pcs_serve *s, int *rang)
 
 static unsigned turn(struct pcs_serve *s)
 {
-    unsigned done = collect_lanes(s);
+    unsigned done = collect_owners(s);
     if (s->serving)
         done += consume(s);
     pcs_flush(s);

@@ -58,7 +58,7 @@ int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state
     if (s->devices == PCISPLIT_MAX_DEVICES)
         return -1;
     device->state = (struct pcisplit_device_state *)(void *)((uint8_t *)s->back + state_offset);
-    device->lane.wake_fd = s->wake_fd;
+    device->owner.wake_fd = s->wake_fd;
     for (unsigned bar = 0; bar < PCISPLIT_BAR_COUNT; bar++) {
         for (unsigned i = 0; i < device->bar[bar].areas; i++) {
             struct pcs_area *area = &device->bar[bar].area[i];
@@ -84,7 +84,7 @@ struct pcs_device *pcs_device_new(void)
         return NULL;
     for (unsigned i = 0; i < PCISPLIT_MAX_VECTORS; i++)
         device->vector[i].fd = -1;
-    if (pcs_lane_init(&device->lane)) {
+    if (pcs_owner_init(&device->owner)) {
         free(device);
         return NULL;
     }
@@ -93,8 +93,8 @@ struct pcs_device *pcs_device_new(void)
 
 void pcs_device_free(struct pcs_device *device)
 {
-    pthread_cond_destroy(&device->lane.cond);
-    pthread_mutex_destroy(&device->lane.mutex);
+    pthread_cond_destroy(&device->owner.cond);
+    pthread_mutex_destroy(&device->owner.mutex);
     free(device);
 }
 

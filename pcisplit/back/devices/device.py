@@ -2,7 +2,7 @@
 """The device seam: what the backend asks of a device, whatever is behind it.
 
 Implementations: ``vfio.VfioDevice`` (the only code that opens /dev/vfio), ``models.edu``, ``models.ram``, ``models.dump``.
-Methods may sleep; they are called from the device's lane or during acquire and teardown, never from the serve loop. A
+Methods may sleep; they are called from the device's owner or during acquire and teardown, never from the serve loop. A
 method that fails raises DeviceError with the wire code that the front is told.
 """
 
@@ -16,11 +16,11 @@ from pcisplit.wire import BarFlag, ResetMethod
 
 
 class AreaKind(enum.IntEnum):
-    """How a part of a BAR is reached. The numbers are those of ``enum pcs_area_kind`` in back/serve.h."""
+    """How a part of a BAR is reached. The numbers are those of ``enum pcs_area_kind`` in back/core/serve.h."""
 
     NONE = 0  #: not there: invalid_offset
     MAPPED = 1  #: mapped memory: one load or store in C, of exactly the asked width
-    LANE = 2  #: by `bar_read` and `bar_write` in the lane: file offset of VFIO, or trapped by a model
+    OWNER = 2  #: by `bar_read` and `bar_write` in the owner: file offset of VFIO, or trapped by a model
     DENIED = 3  #: the MSI-X table and pending bits [BAR-5]
 
 
@@ -79,10 +79,10 @@ class Device(Protocol):
         """Write to the device's configuration space; the policy has been applied."""
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
-        """One access to a LANE area."""
+        """One access to a OWNER area."""
 
     def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
-        """One access to a LANE area."""
+        """One access to a OWNER area."""
 
     def enable_msi(self, eventfds: Sequence[int]) -> None:
         """Signal these eventfds, one per vector, from now on."""

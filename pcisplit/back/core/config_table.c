@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Configuration space as per-octet tables. Which octet gets which masks is decided in config_policy.py; here they are
+// Configuration space as per-octet tables. Which octet gets which masks is decided in policy/compile.py; here they are
 // only followed. An access is split byte-exact [CFG-2] and a refused write changes nothing at all [CFG-3].
 
 #include "serve.h"

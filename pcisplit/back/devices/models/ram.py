@@ -5,7 +5,7 @@
 BAR    octets
 =====  ======  ==============================================================================================
 0      size    memory, mapped: one load or store in C, `read` and `write` nanoseconds slower if asked
-2      4096    registers (in the lane): 0 scratch that a reset clears, 4 number of accesses to registers, 8 a write
+2      4096    registers (in the owner): 0 scratch that a reset clears, 4 number of accesses to registers, 8 a write
                raises vector 0; from 0x800 the MSI-X table, from 0xc00 its pending bits, both denied
 4      32      I/O space: octets that can be written and read back
 =====  ======  ==============================================================================================
@@ -15,8 +15,8 @@ import threading
 from collections.abc import Mapping
 
 from pcisplit import pci
-from pcisplit.back.device import Area, AreaKind
-from pcisplit.back.models.base import ModelDevice, bar, take_options, yes_or_no
+from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.models.base import ModelDevice, bar, take_options, yes_or_no
 from pcisplit.wire import BarFlag
 
 R_SCRATCH, R_ACCESSES, R_INTERRUPT = 0x0, 0x4, 0x8
@@ -60,13 +60,13 @@ class RamModel(ModelDevice):
             bar(
                 2,
                 4096,
-                Area(0, MSIX_TABLE, AreaKind.LANE),
+                Area(0, MSIX_TABLE, AreaKind.OWNER),
                 Area(MSIX_TABLE, table_end, AreaKind.DENIED),
-                Area(table_end, MSIX_PBA, AreaKind.LANE),
+                Area(table_end, MSIX_PBA, AreaKind.OWNER),
                 Area(MSIX_PBA, MSIX_PBA + 8, AreaKind.DENIED),
-                Area(MSIX_PBA + 8, 4096, AreaKind.LANE),
+                Area(MSIX_PBA + 8, 4096, AreaKind.OWNER),
             ),
-            bar(4, 32, Area(0, 32, AreaKind.LANE, widths=1 | 2 | 4), flags=BarFlag.IO),
+            bar(4, 32, Area(0, 32, AreaKind.OWNER, widths=1 | 2 | 4), flags=BarFlag.IO),
         )
         self._reset_registers()
         self._ports[:] = bytes(32)

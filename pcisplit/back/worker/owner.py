@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The lane of a device: what can sleep, one request at a time, while the serve loop goes on with other devices.
+"""The owner of a device: what can sleep, one request at a time, while the serve loop goes on with other devices.
 
 Policy, shape and range have been checked in C before a request gets here; quotas and what the device itself says remain.
 """
@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 
 from pcisplit import pci
-from pcisplit.back.device import AreaKind, Device
+from pcisplit.back.core.native import CoreDevice
+from pcisplit.back.devices.device import AreaKind, Device
 from pcisplit.back.log import LimitedLog
-from pcisplit.back.native import CoreDevice
-from pcisplit.back.policy import Tables
+from pcisplit.back.policy.compile import Tables
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Request
 from pcisplit.wire import DeviceState, Error, Op
@@ -38,7 +38,7 @@ class Quota:
         self._times.append(now)
 
 
-class Lane:
+class Owner:
     """Runs in a thread of its own (``run``) from the start of the session until the loop has stopped."""
 
     def __init__(
@@ -75,18 +75,18 @@ class Lane:
 
     def run(self) -> None:
         """Answer every request that comes, until stopped. Nothing that a device does ends it."""
-        while (request := self.core.lane_wait()) is not None:
+        while (request := self.core.owner_wait()) is not None:
             self._moved = 0
             try:
                 value = self._handlers[request.op](request)
             except DeviceError as problem:
                 self._log("device refused", device=self.device.spec, request=str(request), problem=str(problem))
-                self.core.lane_finish(problem.code, problem.rule, length=self._moved)
+                self.core.owner_finish(problem.code, problem.rule, length=self._moved)
             except Exception as problem:  # a bug of ours must not leave the front waiting for ever
-                self._log("lane failed", device=self.device.spec, request=str(request), problem=repr(problem))
-                self.core.lane_finish(Error.OP_FAILED, length=self._moved)
+                self._log("owner failed", device=self.device.spec, request=str(request), problem=repr(problem))
+                self.core.owner_finish(Error.OP_FAILED, length=self._moved)
             else:
-                self.core.lane_finish(Error.SUCCESS, value=value, length=self._moved)
+                self.core.owner_finish(Error.SUCCESS, value=value, length=self._moved)
 
     # -- configuration space ----------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from pcisplit import pci
-from pcisplit.back.device import Area, AreaKind, BarInfo, IovaRange
-from pcisplit.back.models.iommu import SoftwareIommu
-from pcisplit.back.signal import signal_eventfd
+from pcisplit.back.devices.device import Area, AreaKind, BarInfo, IovaRange
+from pcisplit.back.devices.models.iommu import SoftwareIommu
+from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod

@@ -3,10 +3,10 @@
 
 from collections.abc import Mapping
 
-from pcisplit.back.device import Device
-from pcisplit.back.models.dump import DumpModel
-from pcisplit.back.models.edu import EduModel
-from pcisplit.back.models.ram import RamModel
+from pcisplit.back.devices.device import Device
+from pcisplit.back.devices.models.dump import DumpModel
+from pcisplit.back.devices.models.edu import EduModel
+from pcisplit.back.devices.models.ram import RamModel
 
 MODELS = {"edu": EduModel, "ram": RamModel}
 

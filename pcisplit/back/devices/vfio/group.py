@@ -17,8 +17,8 @@ from ctypes import c_int32, sizeof
 from pathlib import Path
 from typing import NamedTuple
 
-from pcisplit.back import vfio_abi as abi
-from pcisplit.back.device import IovaRange
+from pcisplit.back.devices.device import IovaRange
+from pcisplit.back.devices.vfio import abi
 from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
 from pcisplit.wire import Error

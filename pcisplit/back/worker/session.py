@@ -7,14 +7,14 @@ import os
 from collections.abc import Sequence
 
 from pcisplit import bootinfo, pci, wire
-from pcisplit.back import dma
-from pcisplit.back.device import Device
-from pcisplit.back.lane import Lane, bulk_views
+from pcisplit.back.core.native import ENDED, FRONT_STATE, CoreDevice, CoreServe
+from pcisplit.back.devices.device import Device
+from pcisplit.back.host import dma
 from pcisplit.back.log import LimitedLog
-from pcisplit.back.native import ENDED, FRONT_STATE, CoreDevice, CoreServe
-from pcisplit.back.policy import Tables, compile_tables
-from pcisplit.back.registry import Entry
-from pcisplit.back.teardown import Teardown, master_off, wait_transactions
+from pcisplit.back.policy.compile import Tables, compile_tables
+from pcisplit.back.supervisor.registry import Entry
+from pcisplit.back.worker.owner import Owner, bulk_views
+from pcisplit.back.worker.teardown import Teardown, master_off, wait_transactions
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
 from pcisplit.ring.doorbell import Doorbells
@@ -48,7 +48,7 @@ _COUNTERS = wire.DEVICE_STATE.sizeof() - 8 * wire.MAX_VECTORS
 
 
 class BackSession:
-    """`entries` are claimed by the caller, `needs` in the same order. Call ``open``, ``serve`` and ``lanes``, ``close``."""
+    """`entries` are claimed by the caller, `needs` in the same order. Call ``open``, ``serve`` and ``owners``, ``close``."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class BackSession:
         self.number, self.entries = number, list(entries)
         self.features = hello.features & wire.BUILT
         self.log = LimitedLog(session=number)
-        self.lanes: list[Lane] = []
+        self.owners: list[Owner] = []
         self.reason = Error.SUCCESS
         self.refusals: dict[str, dict[str, int]] = {}  #: after close: refused configuration writes, by device and rule
         self._hello, self._needs, self._spin = hello, needs, spin
@@ -137,7 +137,7 @@ class BackSession:
         self._serve.add(core, state_offset)
         core.set_state(DeviceState.ACQUIRED, 1)
         shared = any(other.device.group == device.group for other in self.entries if other is not entry)
-        self.lanes.append(Lane(device, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
+        self.owners.append(Owner(device, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
         places = [len(fds) + vector if direct else wire.NO_FD for vector in range(len(vectors))]
         fds += vectors if direct else ()
         return self._describe(index, config, tables, state_offset, places)
@@ -246,14 +246,14 @@ class BackSession:
         if self._serve is not None:
             self._serve.stop()
 
-    def stop_lanes(self) -> None:
+    def stop_owners(self) -> None:
         for core in self._cores:
-            core.lane_stop()
+            core.owner_stop()
 
     # -- closing ----------------------------------------------------------------------------------------------
 
     def close(self) -> Teardown:
-        """The safe order of lifecycle.md; the loop and the lanes have come back. Never raises; marks what is quarantined."""
+        """The safe order of lifecycle.md; the loop and the owners have come back. Never raises; marks what is quarantined."""
         done = Teardown()
         if self._serve is not None:
             if self.reason is not Error.SUCCESS:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pcisplit import pci
-from pcisplit.back.device import Device
+from pcisplit.back.devices.device import Device
 from pcisplit.errors import DeviceError
 from pcisplit.wire import Error
 

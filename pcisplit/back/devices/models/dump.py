@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from pcisplit import pci
-from pcisplit.back.device import BarInfo
-from pcisplit.back.models.base import ModelDevice, bar
+from pcisplit.back.devices.device import BarInfo
+from pcisplit.back.devices.models.base import ModelDevice, bar
 from pcisplit.wire import BarFlag
 
 _ROW = re.compile(r"^([0-9a-f]{2,3}): ((?:[0-9a-f]{2} ?){1,16})$")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pcisplit import pci
-from pcisplit.back.device import BarInfo
+from pcisplit.back.devices.device import BarInfo
 from pcisplit.wire import BAR_COUNT, BarFlag
 
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcisplit.back.device import Device
-from pcisplit.back.models import DumpModel, make_model
-from pcisplit.back.registry import Entry, Registry, check_entry_name
-from pcisplit.back.server import Server
-from pcisplit.back.vfio import VfioDevice
-from pcisplit.back.vfio_group import VfioHost
+from pcisplit.back.devices.device import Device
+from pcisplit.back.devices.models import DumpModel, make_model
+from pcisplit.back.devices.vfio.function import VfioDevice
+from pcisplit.back.devices.vfio.group import VfioHost
+from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
+from pcisplit.back.supervisor.server import Server
 from pcisplit.pci import Bdf
 
 _ID = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")

@@ -20,13 +20,13 @@ import trio
 
 from pcisplit import wire
 from pcisplit.back.log import LimitedLog, escape
-from pcisplit.back.registry import Peer, Registry
-from pcisplit.back.session import BackSession
+from pcisplit.back.supervisor.registry import Peer, Registry
+from pcisplit.back.worker.session import BackSession
 from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
 from pcisplit.messages import Hello, Reply, parse_hello_untrusted
 from pcisplit.wire import Error
 
-#: Threads for serve loops and lanes: 16 sessions of 16 devices and some.
+#: Threads for serve loops and owners: 16 sessions of 16 devices and some.
 _THREADS = 512
 _BACKLOG = 16
 #: Connections beyond the limit of their uid that may wait for their refusal at once; the others get no sentence.
@@ -172,11 +172,11 @@ class Server:
             await connection.sendmsg([reply], [rights])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, connection, session, log)
-            for lane in session.lanes:
-                nursery.start_soon(self._in_thread, lane.run)
+            for owner in session.owners:
+                nursery.start_soon(self._in_thread, owner.run)
             nursery.start_soon(self._stop_when_cancelled, session)
             await self._in_thread(session.serve)
-            session.stop_lanes()
+            session.stop_owners()
             nursery.cancel_scope.cancel()
         return None
 
@@ -195,7 +195,7 @@ class Server:
             await trio.sleep_forever()
         finally:
             session.stop()
-            session.stop_lanes()
+            session.stop_owners()
 
     async def _close(self, session: BackSession, log: Log) -> None:
         teardown = await self._in_thread(session.close)

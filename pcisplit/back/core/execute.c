@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// One request: the checks in the order of ERR-2, then the access, or the verdict that it is the lane's. The request is a
+// One request: the checks in the order of ERR-2, then the access, or the verdict that it is the owner's. The request is a
 // private copy; nothing here reads the ring. Octets of bulk-in are read once each [BAR-22].
 
 #include "serve.h"
@@ -96,7 +96,7 @@ static enum pcs_verdict config_access(struct pcs_device *device, const struct pc
 
     if (r->op == PCISPLIT_OP_CONF_READ) {
         if (!pcs_config_read(config, offset, r->width, &value))
-            return PCS_TO_LANE;
+            return PCS_TO_OWNER;
         result->value = value;
         return PCS_ANSWERED;
     }
@@ -107,7 +107,7 @@ static enum pcs_verdict config_access(struct pcs_device *device, const struct pc
         return fail(result, PCISPLIT_ERROR_DENIED);
     }
     if (pcs_config_needs_device(config, offset, r->width, value))
-        return PCS_TO_LANE;
+        return PCS_TO_OWNER;
     pcs_config_apply(config, offset, r->width, value);
     return PCS_ANSWERED;
 }
@@ -165,11 +165,11 @@ static enum pcs_verdict bar_access(struct pcs_serve *s, struct pcs_device *devic
         return fail(result, PCISPLIT_ERROR_DECODE_DISABLED);
     const struct pcs_area *area = pcs_find_area(bar, r->offset, extent(r, used));
     if (!area && used & PCISPLIT_USES_BLOCK)
-        return PCS_TO_LANE; // spans areas: the lane goes access by access
+        return PCS_TO_OWNER; // spans areas: the owner goes access by access
     if (!area || (area->kind != PCS_AREA_DENIED && !(area->widths & r->width)))
         return fail(result, area && area->kind ? PCISPLIT_ERROR_BAD_SIZE : PCISPLIT_ERROR_INVALID_OFFSET);
     switch (area->kind) {
-    case PCS_AREA_LANE: return PCS_TO_LANE;
+    case PCS_AREA_OWNER: return PCS_TO_OWNER;
     case PCS_AREA_DENIED: return fail(result, PCISPLIT_ERROR_DENIED);
     case PCS_AREA_NONE: return fail(result, PCISPLIT_ERROR_INVALID_OFFSET);
     default: break;
@@ -221,6 +221,6 @@ enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, con
     case PCISPLIT_OP_BAR_WRITE:
     case PCISPLIT_OP_BAR_READ_BLOCK:
     case PCISPLIT_OP_BAR_WRITE_BLOCK: return bar_access(s, device, r, used, result);
-    default: return PCS_TO_LANE; // interrupts and reset: full barriers for their device [ORD-9]
+    default: return PCS_TO_OWNER; // interrupts and reset: full barriers for their device [ORD-9]
     }
 }

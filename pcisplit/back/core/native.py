@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The C core as the backend sees it: a device's tables and lane, a session's serve loop. Raw cdata stays here."""
+"""The C core as the backend sees it: a device's tables and owner, a session's serve loop. Raw cdata stays here."""
 
 import mmap
 from typing import Any
 
 from pcisplit import wire
 from pcisplit._core import ffi, lib
-from pcisplit.back.device import AreaKind, BarInfo
-from pcisplit.back.policy import Rule, Tables
+from pcisplit.back.devices.device import AreaKind, BarInfo
+from pcisplit.back.policy.compile import Rule, Tables
 from pcisplit.messages import Request
 from pcisplit.wire import BarFlag, DeviceState, Error, Feature, State
 
@@ -15,7 +15,7 @@ STOPPED, FRONT_STATE, ENDED = lib.PCS_STOPPED, lib.PCS_FRONT_STATE, lib.PCS_ENDE
 
 
 class CoreDevice:
-    """One ``struct pcs_device``: filled in before the loop starts, then driven by the lane."""
+    """One ``struct pcs_device``: filled in before the loop starts, then driven by the owner."""
 
     def __init__(self) -> None:
         self.raw: Any = lib.pcs_device_new()
@@ -99,19 +99,19 @@ class CoreDevice:
         counts = {rule: int(lib.pcs_device_hits(self.raw, rule)) for rule in Rule}
         return {rule: count for rule, count in counts.items() if count}
 
-    # -- the lane ---------------------------------------------------------------------------------------------
+    # -- the owner ---------------------------------------------------------------------------------------------
 
-    def lane_wait(self) -> Request | None:
-        """The next request for the lane, or None when it was stopped. Blocks without the GIL."""
-        if not lib.pcs_lane_wait(self.raw):
+    def owner_wait(self) -> Request | None:
+        """The next request for the owner, or None when it was stopped. Blocks without the GIL."""
+        if not lib.pcs_owner_wait(self.raw):
             return None
-        return Request.from_bytes_untrusted(bytes(ffi.buffer(lib.pcs_lane_request(self.raw), wire.SLOT_SIZE)))
+        return Request.from_bytes_untrusted(bytes(ffi.buffer(lib.pcs_owner_request(self.raw), wire.SLOT_SIZE)))
 
-    def lane_finish(self, error: Error, rule: int = 0, value: int = 0, detail: int = 0, length: int = 0) -> None:
-        lib.pcs_lane_finish(self.raw, error, rule, value, detail, length)
+    def owner_finish(self, error: Error, rule: int = 0, value: int = 0, detail: int = 0, length: int = 0) -> None:
+        lib.pcs_owner_finish(self.raw, error, rule, value, detail, length)
 
-    def lane_stop(self) -> None:
-        lib.pcs_lane_stop(self.raw)
+    def owner_stop(self) -> None:
+        lib.pcs_owner_stop(self.raw)
 
 
 class CoreServe:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pcisplit import wire
 from pcisplit._core import ffi
-from pcisplit.back.device import IovaRange
+from pcisplit.back.devices.device import IovaRange
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import SIZE_SEALS
 from pcisplit.wire import Error

@@ -17,9 +17,9 @@ from ctypes import sizeof
 from itertools import pairwise
 from typing import NamedTuple
 
-from pcisplit.back import vfio_abi as abi
-from pcisplit.back.device import Area, AreaKind, BarInfo, Device, IovaRange
-from pcisplit.back.vfio_group import (
+from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Device, IovaRange
+from pcisplit.back.devices.vfio import abi
+from pcisplit.back.devices.vfio.group import (
     Group,
     VfioHost,
     check_driver,
@@ -51,7 +51,7 @@ _OURS = COMMAND_IO | COMMAND_MEM | COMMAND_MASTER | COMMAND_INTX_DISABLE
 
 _MAPPED_WIDTHS = 1 | 2 | 4 | 8
 # vfio_pci_core_do_io_rw (6.1) makes two accesses of an 8-octet one, and I/O space has no such access at all [BAR-4].
-_LANE_WIDTHS = 1 | 2 | 4
+_OWNER_WIDTHS = 1 | 2 | 4
 
 _MOST_AFFECTED = 256  # functions of one bus; a reset of more than a bus is none that we would do
 
@@ -160,7 +160,7 @@ class VfioDevice(Device):
                 self._mappings.append(mapping)
                 areas.append(Area(start, end, kind, _MAPPED_WIDTHS, mapping))
             else:
-                areas.append(Area(start, end, kind, _LANE_WIDTHS))
+                areas.append(Area(start, end, kind, _OWNER_WIDTHS))
         return BarInfo(index, region.size, flags, tuple(areas))
 
     def _settle(self) -> None:
@@ -357,7 +357,7 @@ def plan_areas(
     """Divide a BAR of `size` octets into (start, end, kind), sorted, without gaps.
 
     MAPPED are the whole pages of the `mappable` (start, end) ranges that hold nothing `denied`; DENIED is exactly what
-    is `denied`; all else is LANE. Ranges may reach beyond the BAR.
+    is `denied`; all else is OWNER. Ranges may reach beyond the BAR.
     """
     pages = [(-(-start // page) * page, min(end, size) // page * page) for start, end in mappable]
     exact = list(denied)
@@ -370,7 +370,7 @@ def plan_areas(
         elif _within(start, pages) and not _within(start, spoilt):
             kind = AreaKind.MAPPED
         else:
-            kind = AreaKind.LANE
+            kind = AreaKind.OWNER
         if plan and plan[-1][2] is kind:
             start = plan.pop()[0]
         plan.append((start, end, kind))
