@@ -71,21 +71,23 @@ def serve(devices: tuple[str, ...], path: Path, dma: int, spin: float, allow_no_
       pcisplit serve --device edu0=model:edu --socket /run/pcisplit/demo
       pcisplit serve --device nic0=0000:03:00.0,id=8086:10fb,uid=1000 --dma 32M --socket /run/pcisplit/nic
     """
-    import trio
-
     from pcisplit.back import log
     from pcisplit.back.host.harden import harden
-    from pcisplit.back.supervisor.server import serve_until_signal
-    from pcisplit.back.supervisor.specs import make_server
+    from pcisplit.back.supervisor import zygote
 
     log.configure(json=as_json)
     try:
         harden()  # before any device is opened [THR-6]
-        server, hosts = make_server(devices, path, dma, spin * 1e-6, allow_no_reset)
-        try:
-            trio.run(serve_until_signal, server)
-        finally:
-            hosts.shutdown()
+        end, _ = zygote.start()  # before there is any descriptor or module that a worker is not to have
+
+        import trio
+
+        from pcisplit.back.supervisor.server import Options, Server, serve_until_signal
+        from pcisplit.back.supervisor.specs import make_registry
+
+        registry = make_registry(devices, dma)
+        server = Server(registry, path, end, Options(spin * 1e-6, allow_no_reset))
+        trio.run(serve_until_signal, server)
     except (PcisplitError, OSError, ValueError) as problem:
         raise click.ClickException(str(problem)) from None
 

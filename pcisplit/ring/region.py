@@ -13,7 +13,10 @@ from pcisplit.wire import Error
 F_SEAL_FUTURE_WRITE = 0x10
 
 SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-F2B_SEALS = SIZE_SEALS
+#: Of f2b at the meeting: more are to come [REG-3].
+F2B_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+#: Of f2b when the front has mapped it, at Initialised: no hole can be punched, nothing written but by its mapping [REG-6].
+LATE_F2B_SEALS = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
 B2F_SEALS = SIZE_SEALS | F_SEAL_FUTURE_WRITE
 
 
@@ -28,20 +31,6 @@ def create_region(name: str, size: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def seal_b2f(fd: int, size: int) -> mmap.mmap:
-    """Map `b2f` for writing, then seal it so that nobody else ever can [REG-2]: the kernel keeps the one writer."""
-    memory = mmap.mmap(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, B2F_SEALS)
-    return memory
-
-
-def seal_f2b(fd: int, size: int) -> mmap.mmap:
-    """Write the magic into `f2b`, seal its size, and map it read-only [REG-3]."""
-    os.pwrite(fd, wire.F2B_MAGIC.to_bytes(4, "little"), 0)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F2B_SEALS)
-    return mmap.mmap(fd, size, prot=mmap.PROT_READ)
 
 
 def check_seals(fd: int, wanted: int, size: int, name: str) -> None:

@@ -162,3 +162,7 @@ class CoreServe:
     @property
     def reason(self) -> Error:
         return Error(lib.pcs_serve_reason(self.raw))
+
+
+def prefault(memory) -> bool:
+    return bool([memory[at] for at in range(0, len(memory), 4096)])

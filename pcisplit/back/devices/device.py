@@ -57,6 +57,12 @@ class IovaRange(NamedTuple):
     last: int
 
 
+class Interrupts(NamedTuple):
+    intx: int = 0
+    msi: int = 0
+    msix: int = 0
+
+
 class Device(Protocol):
     """One PCI function. Attributes are valid from ``acquire`` to ``close``, except those marked *always*."""
 
@@ -104,3 +110,6 @@ class Device(Protocol):
 
     def shutdown(self) -> None:
         """Let go of everything, at the end of serve. Idempotent."""
+
+
+Function = Device

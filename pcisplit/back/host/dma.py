@@ -2,14 +2,12 @@
 """DMA memory of a session: one memfd, one window, one IOVA for all devices [DMA-1, DMA-2]."""
 
 import fcntl
-import mmap
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pcisplit import wire
-from pcisplit._core import ffi
 from pcisplit.back.devices.device import IovaRange
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import SIZE_SEALS
@@ -20,31 +18,6 @@ IOVA_FIRST = 2 << 20  #: the first MiB is never used; with the alignment that le
 HUGE_PAGE = 2 << 20
 
 _MFD_HUGE_2MB = 21 << 26  #: MFD_HUGE_2MB of linux/memfd.h
-
-
-class DmaMemory:
-    """Zeroed memory, sealed against change of size. The backend maps it only so that VFIO can pin it; it never looks."""
-
-    def __init__(self, size: int, iova: int, huge: bool) -> None:
-        self.size, self.iova = size, iova
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        self.fd = os.memfd_create("pcisplit-dma", flags | (os.MFD_HUGETLB | _MFD_HUGE_2MB if huge else 0))
-        try:
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SIZE_SEALS)
-            self._map = mmap.mmap(self.fd, size)
-        except OSError:
-            os.close(self.fd)
-            raise
-        with ffi.from_buffer(self._map) as view:
-            self.address = int(ffi.cast("uintptr_t", view))
-
-    def close(self) -> None:
-        """Idempotent; after the devices have let go of it."""
-        if self.fd >= 0:
-            self._map.close()
-            os.close(self.fd)
-            self.fd = -1
 
 
 def round_size(size: int) -> int:
@@ -95,12 +68,16 @@ def free_huge_pages() -> int:
         return 0
 
 
-def create(size: int, iova: int) -> DmaMemory:
-    """DMA memory of `size` octets, in huge pages when there are enough of them."""
+def create_memory(size: int) -> int:
+    """A memfd of `size` octets, zeroed, sealed against change of size, in huge pages when there are enough of them."""
     huge = size % HUGE_PAGE == 0 and free_huge_pages() >= size // HUGE_PAGE
-    try:
-        return DmaMemory(size, iova, huge)
-    except OSError as problem:
-        if huge:
-            return DmaMemory(size, iova, False)
-        raise DeviceError(Error.OP_FAILED, f"no DMA memory of {size:#x} octets: {problem.strerror}") from None
+    for flags in ([os.MFD_HUGETLB | _MFD_HUGE_2MB] if huge else []) + [0]:
+        fd = os.memfd_create("pcisplit-dma", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+        try:
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SIZE_SEALS)
+            return fd
+        except OSError as problem:
+            os.close(fd)
+            why = problem.strerror
+    raise DeviceError(Error.OP_FAILED, f"no DMA memory of {size:#x} octets: {why}")

@@ -6,13 +6,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.models import DumpModel, make_model
 from pcisplit.back.devices.vfio.function import VfioDevice
 from pcisplit.back.devices.vfio.group import VfioHost
 from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
-from pcisplit.back.supervisor.server import Server
 from pcisplit.pci import Bdf
 
 _ID = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
@@ -70,10 +70,18 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
     return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host)
 
 
-def make_server(
-    texts: Sequence[str], path: Path, dma: int, spin: float, allow_no_reset: bool
-) -> "tuple[Server, Devices]":
-    """A server for these ``--device`` texts, and what to shut down after it. Raises ValueError, OSError, DeviceError."""
+def what_of(spec: Spec) -> dict[str, Any]:
+    """What a worker or a keeper is told to make of it: words, numbers and nothing else."""
+    kind, colon, rest = spec.what.partition(":")
+    if colon and kind == "model":
+        return {"model": rest, "options": dict(spec.options)}
+    if colon and kind == "dump":
+        return {"dump": str(Path(rest).resolve())}
+    return {"bdf": str(Bdf.parse(spec.what)), "id": spec.expect_id, "reset": spec.options.get("reset", "")}
+
+
+def make_registry(texts: Sequence[str], dma: int) -> Registry:
+    """What these ``--device`` texts serve. Raises ValueError, OSError, DeviceError."""
     host = VfioHost()
     entries: list[Entry] = []
     for text in texts:
@@ -81,18 +89,6 @@ def make_server(
         if any(entry.name == spec.name for entry in entries):
             raise ValueError(f"--device {spec.name} is given twice")
         rights = spec.rights
-        entries.append(Entry(spec.name, make_device(spec, host), rights["uid"], rights["gid"], rights["tender"]))
-    registry = Registry(entries, dma, os.geteuid())
-    return Server(registry, path, spin=spin, allow_no_reset=allow_no_reset), Devices(entries)
-
-
-class Devices:
-    """The devices of a server."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-
-    def shutdown(self) -> None:
-        """Let go of every device."""
-        for entry in self._entries:
-            entry.device.shutdown()
+        device = make_device(spec, host)
+        entries.append(Entry(spec.name, device, what_of(spec), rights["uid"], rights["gid"], rights["tender"]))
+    return Registry(entries, dma, os.geteuid())

@@ -73,6 +73,20 @@ class Owner:
             Op.RESET: self._reset,
         }
 
+    doing = "nothing"
+
+    def stop(self):
+        self.core.owner_stop()
+
+    def call(self, work, timeout, name):
+        return work(self)
+
+    def snapshot(self):
+        return {}
+
+    def config_read(self, at, width):
+        return self.core.config_value(at, width)
+
     def run(self) -> None:
         """Answer every request that comes, until stopped. Nothing that a device does ends it."""
         while (request := self.core.owner_wait()) is not None:

@@ -41,6 +41,7 @@ class ModelDevice:
     vendor, device_id, class_code = 0, 0, 0
     config_size = pci.CONFIG_SIZE
     vectors = 1
+    local = True
     dma_bits = 64
     iova_ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 48) - 1),)
 
@@ -60,13 +61,26 @@ class ModelDevice:
 
     # -- life -------------------------------------------------------------------------------------------------
 
-    def acquire(self) -> None:
+    @property
+    def interrupts(self):
+        from pcisplit.back.devices.device import Interrupts
+        return Interrupts(msi=self.vectors)
+
+    @property
+    def reset_methods(self):
+        return (ResetMethod.MODEL,) if self.resettable else ()
+
+    def irq_set(self, kind, start, eventfds):
+        (self.enable_msi(eventfds) if eventfds else self.disable_msi())
+
+    def acquire(self):
         self.stopping.clear()
         self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
         self._config[:] = self._initial_config()
         self._power_on()
         self._worker = threading.Thread(target=self._work, name=f"{self.spec} worker", daemon=True)
         self._worker.start()
+        return self
 
     def _power_on(self) -> None:
         """Registers to their values after power-on; BARs made. Subclasses extend."""
@@ -146,7 +160,7 @@ class ModelDevice:
 
     # -- DMA --------------------------------------------------------------------------------------------------
 
-    def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
+    def map_dma(self, fd: int, size: int, iova: int) -> None:
         self.iommu.map(iova, size, fd)
 
     def unmap_dma(self) -> int:

@@ -379,3 +379,6 @@ def plan_areas(
 
 def _within(octet: int, ranges: list[tuple[int, int]]) -> bool:
     return any(start <= octet < end for start, end in ranges)
+
+
+VfioFunction = VfioDevice
