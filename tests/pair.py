@@ -20,7 +20,7 @@ from pcisplit.back.worker.teardown import Teardown
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.front import Session
 from pcisplit.messages import Hello, Need
-from pcisplit.wire import ResetMethod
+from pcisplit.wire import ResetMethod, VectorType
 
 
 class Recorder(ModelDevice):
@@ -50,13 +50,14 @@ class Recorder(ModelDevice):
         self.hold.wait(20)
         self.calls.append(f"write {offset:#x}/{width} = {value:#x}")
 
-    def disable_msi(self) -> None:
-        self.calls.append("interrupts off")
-        super().disable_msi()
+    def irq_set(self, kind: VectorType, start: int, eventfds: Sequence[int]) -> None:
+        if kind is VectorType.MSI and not eventfds:
+            self.calls.append("interrupts off")
+        super().irq_set(kind, start, eventfds)
 
-    def reset(self) -> ResetMethod:
+    def reset(self, method: ResetMethod | None = None) -> ResetMethod:
         self.calls.append("reset")
-        return super().reset()
+        return super().reset(method)
 
     def unmap_dma(self) -> int:
         self.calls.append("unmap")

@@ -37,6 +37,7 @@ class Entry:
     tenders: frozenset[int] = frozenset()  #: uids that may have direct vectors
     session: int = 0  #: 0: nobody has it
     quarantined: str = ""  #: why, or empty
+    dma_after: int = 0  #: IOVA where the window of its last session ended (exclusive) [DMA-8]
 
     def allows(self, peer: Peer, own_uid: int) -> bool:
         if peer.uid == NOBODY:

@@ -5,16 +5,19 @@ import functools
 import mmap
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pcisplit import bootinfo, pci, wire
 from pcisplit.back.core.native import ENDED, FRONT_STATE, CoreDevice, CoreServe
-from pcisplit.back.devices.device import Device
+from pcisplit.back.devices.device import Function
+from pcisplit.back.devices.quiet import interrupts_off, master_off, wait_transactions
 from pcisplit.back.host import dma
+from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables, compile_tables
 from pcisplit.back.supervisor.registry import Entry
 from pcisplit.back.worker.owner import Owner, bulk_views
-from pcisplit.back.worker.teardown import Teardown, master_off, wait_transactions
+from pcisplit.back.worker.teardown import Teardown
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
 from pcisplit.ring.doorbell import Doorbells
@@ -47,6 +50,17 @@ OFFSETS = (_REQUESTS, _RESPONSES, _EVENTS, _BULK_IN, _BULK_OUT)
 _COUNTERS = wire.DEVICE_STATE.sizeof() - 8 * wire.MAX_VECTORS
 
 
+class _Memory(NamedTuple):
+    """The DMA memory of a session: nothing while `size` is 0."""
+
+    fd: int
+    size: int
+    iova: int
+
+
+_NO_MEMORY = _Memory(-1, 0, 0)
+
+
 class BackSession:
     """`entries` are claimed by the caller, `needs` in the same order. Call ``open``, ``serve`` and ``owners``, ``close``."""
 
@@ -69,13 +83,13 @@ class BackSession:
         self._hello, self._needs, self._spin = hello, needs, spin
         self._allow_no_reset = allow_no_reset
         self._dma_bytes = dma.round_size(dma_limit if hello.dma_bytes == wire.DMA_ALL else hello.dma_bytes)
-        self._acquired: list[Entry] = []
+        self._functions: list[Function] = []  # of the first entries
         self._cores: list[CoreDevice] = []
         self._eventfds: list[tuple[int, ...]] = []
         self._fds: list[int] = []  # closed at the end, in step 8
         self._maps: list[mmap.mmap] = []
         self._views: list[memoryview] = []
-        self._memory: dma.DmaMemory | None = None
+        self._memory = _NO_MEMORY
         self._serve: CoreServe | None = None
         self._front = State.UNKNOWN
         self._state = State.UNKNOWN
@@ -86,8 +100,7 @@ class BackSession:
     def open(self) -> tuple[bytes, list[int]]:
         """Acquire everything. Returns the boot-info block and the descriptors it refers to; ``close`` on any exception."""
         for entry in self.entries:
-            entry.device.acquire()
-            self._acquired.append(entry)
+            self._functions.append(entry.device.acquire())
         if self._dma_bytes:
             self._map_dma()
         bell = self._bell = Doorbells.create()
@@ -102,7 +115,7 @@ class BackSession:
         self._serve = CoreServe(f2b, b2f, OFFSETS, bell.kick, bell.ring)
         self._serve.configure(self._spin, self.features)
         self._views += bulk_views(f2b, b2f, OFFSETS, wire.BULK_SIZE)
-        fds = [f2b_fd, b2f_fd, bell.kick, bell.rung] + ([self._memory.fd] if self._memory else [])
+        fds = [f2b_fd, b2f_fd, bell.kick, bell.rung] + ([self._memory.fd] if self._memory.size else [])
         devices = tuple(self._add_device(index, fds) for index in range(len(self.entries)))
         if len(fds) > wire.MAX_FDS:
             text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
@@ -111,40 +124,46 @@ class BackSession:
         return self._boot_info(devices).to_bytes(), fds
 
     def _map_dma(self) -> None:
-        devices = [entry.device for entry in self.entries]
-        bits = min(self._hello.dma_bits, *(device.dma_bits for device in devices))
-        iova = dma.place(self._dma_bytes, bits, [device.iova_ranges for device in devices], dma.host_pci_windows())
-        self._memory = dma.create(self._dma_bytes, iova)
-        for device in devices:
-            device.map_dma(self._memory.address, self._memory.fd, self._memory.size, iova)
+        bits = min(self._hello.dma_bits, *(function.dma_bits for function in self._functions))
+        ranges = [function.iova_ranges for function in self._functions]
+        after = max(entry.dma_after for entry in self.entries)
+        iova = dma.place(self._dma_bytes, bits, ranges, host_pci_windows(), after)
+        fd, _ = dma.create_memory(self._dma_bytes)
+        self._memory = _Memory(fd, self._dma_bytes, iova)
+        groups: set[str] = set()
+        for entry, function in zip(self.entries, self._functions, strict=True):
+            entry.dma_after = iova + self._dma_bytes
+            if entry.device.group not in groups:  # a group has one IOMMU context for all its functions
+                function.map_dma(fd, self._dma_bytes, iova)
+                groups.add(entry.device.group)
 
     def _add_device(self, index: int, fds: list[int]) -> bootinfo.Device:
         """Compile one device for the C core; direct eventfds are added to `fds`. Returns its boot-info records."""
         assert self._serve is not None
-        entry, need = self.entries[index], self._needs[index]
-        device, state_offset = entry.device, _STATES + index * _STATE_STEP
-        config = read_config(device)
-        tables = compile_tables(config, device.bars)
-        vectors = self._make_vectors(entry, need)
+        entry, need, function = self.entries[index], self._needs[index], self._functions[index]
+        state_offset = _STATES + index * _STATE_STEP
+        config = read_config(function)
+        tables = compile_tables(config, function.bars)
+        vectors = self._make_vectors(entry, function, need)
         core = CoreDevice()
         self._cores.append(core)
         core.set_config(tables, len(vectors))
-        for bar in device.bars:
+        for bar in function.bars:
             core.add_bar(bar)
         direct = need.mode is VectorMode.DIRECT
         for vector, fd in enumerate(vectors):
             core.set_vector(vector, -1 if direct else fd)
         self._serve.add(core, state_offset)
         core.set_state(DeviceState.ACQUIRED, 1)
-        shared = any(other.device.group == device.group for other in self.entries if other is not entry)
-        self.owners.append(Owner(device, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
+        shared = any(other.device.group == entry.device.group for other in self.entries if other is not entry)
+        self.owners.append(Owner(function, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
         places = [len(fds) + vector if direct else wire.NO_FD for vector in range(len(vectors))]
         fds += vectors if direct else ()
         return self._describe(index, config, tables, state_offset, places)
 
-    def _make_vectors(self, entry: Entry, need: Need) -> tuple[int, ...]:
+    def _make_vectors(self, entry: Entry, function: Function, need: Need) -> tuple[int, ...]:
         """One eventfd per vector, ours, never used again [IRQ-7]."""
-        has = entry.device.vectors
+        has = min(1, function.interrupts.msi)  # several of them are planned [IRQ-1]
         wanted = has if need.vectors == wire.ALL_VECTORS else need.vectors
         if wanted > has:
             text = f"{entry.name} has {has} vectors, the front asks for {wanted}"
@@ -157,7 +176,7 @@ class BackSession:
         self, index: int, config: bytes, tables: Tables, state_offset: int, places: Sequence[int]
     ) -> bootinfo.Device:
         entry, need = self.entries[index], self._needs[index]
-        device = entry.device
+        function = self._functions[index]
         word = [int.from_bytes(config[at : at + 2], "little") for at in (pci.VENDOR_ID, pci.DEVICE_ID)]
         return bootinfo.Device(
             index=index,
@@ -168,9 +187,9 @@ class BackSession:
             state_offset=state_offset,
             generation=1,
             config_size=len(config),
-            flags=DeviceFlag.RESETTABLE if device.resettable else DeviceFlag(0),
+            flags=DeviceFlag.RESETTABLE if function.reset_methods else DeviceFlag(0),
             bars=tuple(
-                bootinfo.Bar(bar.index, bar.size, bar.flags, tables.addresses[bar.index]) for bar in device.bars
+                bootinfo.Bar(bar.index, bar.size, bar.flags, tables.addresses[bar.index]) for bar in function.bars
             ),
             vectors=tuple(
                 bootinfo.Vector(vector, VectorType.MSI, need.mode, state_offset + _COUNTERS + 8 * vector, fd)
@@ -182,7 +201,7 @@ class BackSession:
         f2b, b2f = RegionIndex.F2B, RegionIndex.B2F
         memory = self._memory
         regions = [bootinfo.Region(f2b, 0, F2B_SIZE, True), bootinfo.Region(b2f, 1, B2F_SIZE)]
-        if memory:
+        if memory.size:
             regions.append(bootinfo.Region(RegionIndex.DMA, 4, memory.size, True))
         return bootinfo.BootInfo(
             features=self.features,
@@ -202,7 +221,7 @@ class BackSession:
                 bootinfo.Doorbell(Direction.FRONT_TO_BACK, 2, DoorbellType.EVENTFD),
                 bootinfo.Doorbell(Direction.BACK_TO_FRONT, 3, DoorbellType.SOCKET),
             ),
-            windows=(bootinfo.DmaWindow(0, 0, memory.size, memory.iova),) if memory else (),
+            windows=(bootinfo.DmaWindow(0, 0, memory.size, memory.iova),) if memory.size else (),
             devices=devices,
         )
 
@@ -260,13 +279,13 @@ class BackSession:
                 self._serve.set_reason(self.reason)
             self._step(State.CLOSING)
         done.step("detach doorbells", self._close_kick)
-        devices = [(entry, entry.device, entry.device.spec) for entry in self._acquired]
+        devices = [(e, function, function.spec) for e, function in zip(self.entries, self._functions, strict=False)]
         for _, device, spec in devices:
             done.step("master off", functools.partial(master_off, device), spec)
         for _, device, spec in devices:
             done.step("transactions", functools.partial(wait_transactions, device), spec)
         for _, device, spec in devices:
-            done.step("interrupts off", device.disable_msi, spec)
+            done.step("interrupts off", functools.partial(interrupts_off, device), spec)
         for entry, device, spec in devices:
             if not done.step("reset", device.reset, spec) and not self._allow_no_reset:
                 entry.quarantined = done.steps[-1].problem
@@ -275,8 +294,9 @@ class BackSession:
             done.step("unmap DMA", device.unmap_dma, spec)
         done.step("check unmapped", functools.partial(self._check_unmapped, [s.result for s in done.steps[before:]]))
         done.step("drop memory", self._drop_memory)
-        for _, device, spec in devices:
-            done.step("close device", device.close, spec)
+        for entry, device, spec in devices:
+            if not done.step("close device", device.close, spec):  # something of it is left, and may drive it [LIFE-14]
+                entry.quarantined = done.steps[-1].problem
         return done
 
     def _close_kick(self) -> None:
@@ -285,9 +305,9 @@ class BackSession:
             self._fds.remove(self._bell.kick)
 
     def _check_unmapped(self, octets: Sequence[str]) -> None:
-        """Devices that share an IOMMU context share a window: it is counted once, by the last of them."""
+        """Devices that share an IOMMU context share a window: it is counted once, by the first of them."""
         unmapped = sum(int(text) for text in octets if text)
-        if self._memory and (unmapped < self._memory.size or unmapped % self._memory.size):
+        if self._memory.size and (unmapped < self._memory.size or unmapped % self._memory.size):
             raise DeviceError(Error.OP_FAILED, f"{unmapped:#x} octets unmapped of windows of {self._memory.size:#x}")
 
     def _drop_memory(self) -> None:
@@ -301,13 +321,14 @@ class BackSession:
             view.release()
         for memory in self._maps:
             memory.close()
-        if self._memory is not None:
-            self._memory.close()
+        if self._memory.size:
+            os.close(self._memory.fd)
+            self._memory = _NO_MEMORY
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()
 
 
-def read_config(device: Device) -> bytes:
+def read_config(device: Function) -> bytes:
     """All of a device's configuration space, by reads of 4 octets."""
     return b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, device.config_size, 4))

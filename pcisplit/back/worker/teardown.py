@@ -6,16 +6,8 @@ goes off and the device is reset before a single page is unmapped, and pages are
 """
 
 import enum
-import time
 from collections.abc import Callable
 from typing import NamedTuple
-
-from pcisplit import pci
-from pcisplit.back.devices.device import Device
-from pcisplit.errors import DeviceError
-from pcisplit.wire import Error
-
-TRANSACTIONS_SECONDS = 1.0
 
 
 class Step(NamedTuple):
@@ -46,25 +38,3 @@ class Teardown:
     @property
     def problems(self) -> list[Step]:
         return [step for step in self.steps if step.problem]
-
-
-def master_off(device: Device) -> None:
-    """MASTER off and INTX_DISABLE on."""
-    command = device.config_read(pci.COMMAND, 2)
-    device.config_write(pci.COMMAND, 2, (command & ~pci.COMMAND_MASTER) | pci.COMMAND_INTX_DISABLE)
-
-
-def wait_transactions(device: Device) -> str:
-    """Wait until Transactions Pending is clear, at most 1 second. The device is a liar: this is a courtesy, not a proof."""
-    config = device.config_read(pci.STATUS, 2)
-    if not config & pci.STATUS_CAP_LIST:
-        return "no PCI Express capability"
-    raw = b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, pci.CONFIG_SIZE, 4))
-    express = pci.find_capability(raw, pci.CAP_PCIE)
-    if express is None or express + pci.PCIE_DEVSTA + 2 > pci.CONFIG_SIZE:
-        return "no PCI Express capability"
-    deadline = time.monotonic() + TRANSACTIONS_SECONDS
-    while device.config_read(express + pci.PCIE_DEVSTA, 2) & pci.PCIE_DEVSTA_TRANSACTIONS_PENDING:
-        if time.monotonic() > deadline:
-            raise DeviceError(Error.TIMEOUT, "transactions are still pending after 1 s")
-    return "none pending"
