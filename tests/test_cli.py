@@ -40,6 +40,9 @@ def test_help_has_examples(command: list[str]) -> None:
         ("a=0000:03:00.0,uid=alice", "uid=alice is not a number"),
         ("a=0000:03:00.0,fast", "'fast' is not key=value"),
         ("a=dump:/nonexistent", "No such file"),
+        ("a=dump:/nonexistent,reset=bus", "unknown option 'reset'; there are id, uid, gid, tender"),
+        ("a=0000:03:00.0,speed=9", "unknown option 'speed'; there are id, uid, gid, tender, reset"),
+        ("a=0000:03:00.0,reset=hard", "reset=hard is none of flr, af, pm, bus, none"),
     ],
 )
 def test_a_bad_device(device: str, text: str, tmp_path: Path) -> None:
