@@ -40,6 +40,9 @@ def test_help_has_examples(command: list[str]) -> None:
         ("a=0000:03:00.0,uid=alice", "uid=alice is not a number"),
         ("a=0000:03:00.0,fast", "'fast' is not key=value"),
         ("a=dump:/nonexistent", "No such file"),
+        ("a=dump:/nonexistent,reset=bus", "unknown option 'reset'; there are id, uid, gid, tender"),
+        ("a=0000:03:00.0,speed=9", "unknown option 'speed'; there are id, uid, gid, tender, reset"),
+        ("a=0000:03:00.0,reset=hard", "reset=hard is none of flr, af, pm, bus, none"),
     ],
 )
 def test_a_bad_device(device: str, text: str, tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_a_spec_taken_apart() -> None:
 
 def test_the_socket_belongs_to_the_group_of_its_directory(tmp_path: Path) -> None:
     """A 0750 directory of a group lets that group knock; who gets a device is decided by uid= and gid=."""
-    from pcisplit.back.supervisor.server import listening
+    from pcisplit.back.supervisor.sockets import listening
 
     folder = tmp_path / "meeting"
     folder.mkdir(mode=0o750)

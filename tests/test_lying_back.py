@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A front whose back lies: it trusts the back for liveness, not for indices [THR-8]."""
 
+import fcntl
 import mmap
 import os
 import socket
@@ -9,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from pcisplit import wire
-from pcisplit.back.worker.session import B2F_SIZE, F2B_SIZE
+from pcisplit.back.layout import B2F_SIZE, F2B_SIZE
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.errors import AccessError, RemoteProtocolError, SessionGone
 from pcisplit.front import Session
 from pcisplit.messages import Hello, Need, Request, Response, build
-from pcisplit.ring.region import create_region, seal_f2b
+from pcisplit.ring.region import F2B_SEALS, create_region
 from pcisplit.ring.words import Words
 from pcisplit.vectors import BOOT
 from pcisplit.wire import Direction, Error, Op, RecordKind, State
@@ -34,11 +35,11 @@ class Liar:
         self.fds = [create_region("f2b", F2B_SIZE), create_region("b2f", B2F_SIZE), os.eventfd(0, os.EFD_NONBLOCK)]
         rung, self.ring = os.pipe2(os.O_NONBLOCK)
         self.fds += [rung, create_region("dma", 1 << 20)]
-        self.f2b = seal_f2b(self.fds[0], F2B_SIZE)
+        os.pwrite(self.fds[0], wire.F2B_MAGIC.to_bytes(4, "little"), 0)
+        fcntl.fcntl(self.fds[0], fcntl.F_ADD_SEALS, F2B_SEALS)
+        self.f2b = mmap.mmap(self.fds[0], F2B_SIZE, prot=mmap.PROT_READ)
         self.b2f = mmap.mmap(self.fds[1], B2F_SIZE)
         if seals:
-            import fcntl
-
             from pcisplit.ring.region import B2F_SEALS, SIZE_SEALS
 
             fcntl.fcntl(self.fds[1], fcntl.F_ADD_SEALS, B2F_SEALS)

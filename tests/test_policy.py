@@ -24,8 +24,7 @@ BARS = (
 
 
 def config_of(kind: str = "ram") -> bytes:
-    device = make_model(kind, {})
-    device.acquire()
+    device = make_model(kind, {}).acquire()
     octets = b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, 256, 4))
     device.close()
     return octets

@@ -5,10 +5,12 @@ import encodings.unicode_escape  # noqa: F401 - a codec is a file, and a front m
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import structlog
+
+from pcisplit.back.channel import Channel
 
 LINES_PER_SECOND = 10
 
@@ -87,7 +89,9 @@ Sink = Callable[[str, str, dict[str, Any]], None]
 def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | None = None) -> None:
     """Logs to `stream` (default standard error), for people or one JSON object a line; or to `sink`: level, event, fields."""
     if sink is not None:
-        structlog.configure(processors=[structlog.processors.add_log_level, _into(sink)], cache_logger_on_first_use=False)
+        structlog.configure(
+            processors=[structlog.processors.add_log_level, _into(sink)], cache_logger_on_first_use=False
+        )
         return
     stream = stream or sys.stderr
     renderer: Any = (
@@ -104,6 +108,12 @@ def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | Non
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
+
+
+def tell(channel: Channel, level: str, event: str, fields: Mapping[str, Any]) -> None:
+    """The sink of a process without a log of its own: the supervisor writes it."""
+    said = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in fields.items()}
+    channel.send({"tell": "log", "level": level, "event": event, "fields": said})
 
 
 def _into(sink: Sink) -> Any:

@@ -52,7 +52,7 @@ class Keeper:
         """Let the devices of the group reach `size` octets of a memfd. Raises DeviceError."""
         await self._process.line.ask("map", MAP_SECONDS, [memory], size=size, iova=iova)
 
-    async def reset(self, what: Mapping[str, Any], message: Message) -> dict[str, Any]:
+    async def serve(self, what: Mapping[str, Any], message: Message) -> dict[str, Any]:
         """A worker's request for what only a keeper may do, checked by the caller to be of its own device."""
         said, fds = await self._process.line.ask(
             message["do"], RESET_SECONDS, bdf=what["bdf"], method=int(message.get("method", 0))

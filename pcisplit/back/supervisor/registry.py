@@ -33,13 +33,14 @@ class Entry:
 
     name: str
     device: Device
-    what: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: how worker or keeper make it; see ``specs``
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
     tenders: frozenset[int] = frozenset()  #: uids that may have direct vectors
+    what: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: how worker or keeper make it; see ``specs``
     session: int = 0  #: 0: nobody has it
     quarantined: str = ""  #: why, or empty
     detached: bool = False  #: withheld by the operator
+    dma_after: int = 0  #: IOVA where the window of its last session ended (exclusive) [DMA-8]
 
     def allows(self, peer: Peer, own_uid: int) -> bool:
         if peer.uid == NOBODY:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The supervisor: one thread, trio. It listens, meets, watches and shuts down; it maps nothing and touches no device."""
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -12,7 +11,6 @@ from pathlib import Path
 import structlog
 import trio
 
-from pcisplit.back.supervisor.windows import Windows
 from pcisplit.back.log import LINES_PER_SECOND, PeerLog
 from pcisplit.back.supervisor.keepers import Keepers
 from pcisplit.back.supervisor.meeting import Meetings
@@ -58,7 +56,7 @@ class Server:
             keepers = Keepers(zygote)
             log, options = PeerLog(self.options.log_lines), self.options
             house = House(
-                zygote, keepers, options.worker_uids, log, self.registry.dma_limit, options.spin, options.allow_no_reset, Windows()
+                zygote, keepers, options.worker_uids, log, self.registry.dma_limit, options.spin, options.allow_no_reset
             )
             processes.start_soon(zygote.line.run)
             try:
@@ -67,7 +65,9 @@ class Server:
                     meetings = self.meetings = Meetings(self.registry, house, processes)
                     nursery.start_soon(self._watch_zygote, zygote)
                     workers = options.worker_uids.kind
-                    self._log.info("serving", socket=str(self.path), devices=", ".join(self.registry.entries), worker_uids=workers)
+                    self._log.info(
+                        "serving", socket=str(self.path), devices=", ".join(self.registry.entries), worker_uids=workers
+                    )
                     await self._accept(trio.socket.from_stdlib_socket(sock), meetings, nursery, log)
             finally:
                 with trio.CancelScope(shield=True):

@@ -20,13 +20,14 @@ import trio
 from pcisplit import wire
 from pcisplit.back.channel import Message, close_all
 from pcisplit.back.devices.device import IovaRange
+from pcisplit.back.devices.vfio.describe import Description
 from pcisplit.back.host import dma, resources
+from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import PeerLog, escape
 from pcisplit.back.supervisor.keepers import Keeper, Keepers
 from pcisplit.back.supervisor.processes import Process, Zygote
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.uids import WorkerUids
-from pcisplit.back.supervisor.windows import Windows
 from pcisplit.back.teardown import Step
 from pcisplit.errors import DeviceError, known_error
 from pcisplit.messages import Hello, Need
@@ -50,7 +51,6 @@ class House:
     dma_limit: int
     spin: float
     allow_no_reset: bool
-    windows: Windows
 
 
 class Session:
@@ -90,8 +90,16 @@ class Session:
         house = self._house
         self._uid = house.uids.take()
         worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
-        worker.line.listeners |= {"over": self._worker_over, "log": self._worker_log, "connected": self._front_connected}
-        worker.line.handlers |= {"initialised": self._seal, "hot_reset": self._hot_reset, "reset_method": self._hot_reset}
+        worker.line.listeners |= {
+            "over": self._worker_over,
+            "log": self._worker_log,
+            "connected": self._front_connected,
+        }
+        worker.line.handlers |= {
+            "initialised": self._seal,
+            "hot_reset": self._by_keeper,
+            "select_reset": self._by_keeper,
+        }
         functions, device_fds = await self._acquire(nursery, worker)
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
@@ -143,8 +151,10 @@ class Session:
             said, fds = await keeper.open(worker, [entry.what for entry in entries])
             self._held += fds
             for entry, function, fd in zip(entries, said, fds, strict=True):
-                functions[entry.name], descriptors[entry.name] = {"vfio": function, **function}, fd
-        return [functions[e.name] for e in self.entries], [descriptors[e.name] for e in self.entries if e.name in descriptors]
+                functions[entry.name], descriptors[entry.name] = hardware_facts(function), fd
+        return [functions[e.name] for e in self.entries], [
+            descriptors[e.name] for e in self.entries if e.name in descriptors
+        ]
 
     def _make(self, functions: Sequence[Mapping[str, Any]]) -> resources.Resources:
         counts = []
@@ -155,7 +165,7 @@ class Session:
                 raise DeviceError(Error.TOO_MANY_VECTORS, too_many(entry.name, has, wanted, function))
             counts.append(wanted)
         size = dma.round_size(self._house.dma_limit if self.hello.dma_bytes == wire.DMA_ALL else self.hello.dma_bytes)
-        memory = dma.create_memory(size) if size else -1
+        memory = dma.create_memory(size)[0] if size else -1
         made = resources.create(counts, memory)
         self._held += [*made.all(), made.rung]
         return made
@@ -167,7 +177,10 @@ class Session:
         size = os.fstat(memory).st_size
         bits = min(self.hello.dma_bits, *(function["dma_bits"] for function in functions))
         ranges = [[IovaRange(*pair) for pair in function["iova_ranges"]] for function in functions]
-        iova = self._house.windows.place(size, bits, ranges)
+        after = max(entry.dma_after for entry in self.entries)
+        iova = dma.place(size, bits, ranges, host_pci_windows(), after)
+        for entry in self.entries:
+            entry.dma_after = iova + size
         for keeper in self._keepers:
             await keeper.map(memory, size, iova)
         return size, iova
@@ -177,7 +190,8 @@ class Session:
         has = min(function["msi"], 1)
         vectors = has if need.vectors == wire.ALL_VECTORS else need.vectors
         what = {"vfio": function["vfio"]} if "vfio" in function else dict(entry.what)
-        return {"name": entry.name, "vectors": vectors, "mode": int(need.mode), "what": what}
+        shared = any(other.device.group == entry.device.group for other in self.entries if other is not entry)
+        return {"name": entry.name, "vectors": vectors, "mode": int(need.mode), "shared": shared, "what": what}
 
     def _drop(self, fds: Sequence[int]) -> None:
         """Close those of our descriptors that others have now; never one twice."""
@@ -227,13 +241,13 @@ class Session:
                 nursery.cancel_scope.cancel()
         return {}
 
-    async def _hot_reset(self, message: Message) -> dict[str, Any]:
+    async def _by_keeper(self, message: Message) -> dict[str, Any]:
         """What only the keeper of a device may do; the device must be of this session."""
         entry = self.entries[message["device"]]
         keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
         if keeper is None:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
-        return await keeper.reset(entry.what, message)
+        return await keeper.serve(entry.what, message)
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -292,7 +306,9 @@ class Session:
                 self.steps.append(Step("worker", "", "", f"{self._fate(worker)}; killed"))
             worker.kill()
             if not await worker.wait_ended(KILL_SECONDS):
-                self.steps.append(Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel"))
+                self.steps.append(
+                    Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
+                )
         elif not self._said:
             self.steps.append(Step("worker", "", "", self._fate(worker)))
 
@@ -363,6 +379,19 @@ async def first_of(*events: trio.Event) -> None:
             nursery.start_soon(wait, event)
 
 
+def hardware_facts(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a keeper found out of a function, in the same words as ``model_facts``."""
+    known = Description.from_json(description)
+    return {
+        "vfio": description,
+        "msi": known.interrupts.msi,
+        "msix": known.interrupts.msix,
+        "dma_bits": 64,  # a PCI function does not say how many it has
+        "iova_ranges": known.iova_ranges,
+        "resettable": bool(known.resets.methods),
+    }
+
+
 def model_facts(entry: Entry) -> dict[str, Any]:
     """What is known of a model before it is made."""
     model: Any = entry.device
@@ -377,7 +406,7 @@ def model_facts(entry: Entry) -> dict[str, Any]:
 
 def too_many(name: str, has: int, wanted: int, function: Mapping[str, Any]) -> str:
     """The sentence of a refusal for vectors [MEET-17]."""
-    text = f"{name} has {has} MSI vectors that can be enabled, the front asks for {wanted}"
+    text = f"{name} has {has} vectors, the front asks for {wanted}"
     if not has and function["msix"]:
         return f"{text}: it has MSI-X only ({function['msix']} vectors), which this back has not built; ask for none and poll"
     return f"{text}; ask for {has or 'none'}"

@@ -11,6 +11,7 @@ from pathlib import Path
 #: Connections that may wait to be accepted; a front retries a full backlog until its deadline [MEET-22].
 BACKLOG = 128
 
+
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
     """A listening SOCK_SEQPACKET socket at `path`, removed afterwards."""
@@ -53,5 +54,3 @@ def remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise ValueError(f"another backend listens at {path}; stop it or choose another path")
-
-

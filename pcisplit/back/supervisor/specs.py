@@ -10,8 +10,7 @@ from typing import Any
 
 from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.models import DumpModel, make_model
-from pcisplit.back.devices.vfio.function import VfioDevice
-from pcisplit.back.devices.vfio.group import VfioHost
+from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
 from pcisplit.pci import Bdf
 
@@ -61,13 +60,14 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
     kind, colon, rest = spec.what.partition(":")
     if colon and kind == "model":
         return make_model(rest, spec.options)
-    if spec.options:
-        raise ValueError(
-            f"--device {spec.name}: unknown option {next(iter(spec.options))!r}; there are id, uid, gid, tender"
-        )
-    if colon and kind == "dump":
+    dump = colon and kind == "dump"
+    for option in spec.options:
+        if dump or option != "reset":
+            known = "id, uid, gid, tender" + ("" if dump else ", reset")
+            raise ValueError(f"--device {spec.name}: unknown option {option!r}; there are {known}")
+    if dump:
         return DumpModel(rest)
-    return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host)
+    return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host, spec.options.get("reset", ""))
 
 
 def what_of(spec: Spec) -> dict[str, Any]:
@@ -90,5 +90,5 @@ def make_registry(texts: Sequence[str], dma: int) -> Registry:
             raise ValueError(f"--device {spec.name} is given twice")
         rights = spec.rights
         device = make_device(spec, host)
-        entries.append(Entry(spec.name, device, what_of(spec), rights["uid"], rights["gid"], rights["tender"]))
+        entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec)))
     return Registry(entries, dma, os.geteuid())

@@ -21,7 +21,9 @@ class WorkerUids:
         """For the log of ``serve``."""
         if self._free is not None:
             return f"{len(self._free)} uids, one per live worker"
-        return f"uid {self._user} for all workers" if self._user is not None else "none of their own: give --worker-uids"
+        return (
+            f"uid {self._user} for all workers" if self._user is not None else "none of their own: give --worker-uids"
+        )
 
     def take(self) -> int | None:
         """The uid of a new worker. Raises DeviceError (QUOTA) when every one is in use."""

@@ -8,6 +8,7 @@ workers and keepers run and has frozen it (``gc.freeze``), so that they share th
 pidfd, taken before the process can be reaped. ``{"tell": "exited", "pid": ..., "status": ...}`` follows when it has ended.
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -49,7 +50,8 @@ def _become(theirs: socket.socket) -> NoReturn:
         gc.collect()
         gc.freeze()
         gc.disable()
-        _serve(Channel(socket.socket(fileno=keep)), kinds)
+        with contextlib.suppress(ChannelClosed):  # the supervisor is gone
+            _serve(Channel(socket.socket(fileno=keep)), kinds)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -74,6 +76,7 @@ _DIE_WITH_US = {"worker", "sealer"}
 
 
 def _serve(channel: Channel, kinds: dict[str, Main]) -> None:
+    """Fork, reap, tell. Raises ChannelClosed when the supervisor is gone."""
     children: dict[int, int] = {}  # pidfd: pid
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
@@ -86,10 +89,7 @@ def _serve(channel: Channel, kinds: dict[str, Main]) -> None:
                 os.close(fd)
                 channel.send({"tell": "exited", "pid": pid, "status": status})
                 continue
-            try:
-                message, fds = channel.recv()
-            except ChannelClosed:
-                return
+            message, fds = channel.recv()
             kind, (end,) = message["kind"], fds
             pid = os.fork()
             if pid == 0:

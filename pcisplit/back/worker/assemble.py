@@ -18,6 +18,8 @@ class DeviceOrder:
     name: str
     vectors: int
     mode: VectorMode = VectorMode.RELAYED
+    kept: bool = False  #: by a keeper, which maps DMA memory for it and puts it in order afterwards
+    shared: bool = False  #: with another device of the session in its IOMMU group, and perhaps its reset
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pcisplit.back import log
 from pcisplit.back.channel import Channel, ChannelClosed, Message, answer, failure, request, result_of
 from pcisplit.back.devices.device import Function
 from pcisplit.back.devices.models import DumpModel, make_model
-from pcisplit.back.devices.vfio.function import VfioFunction
+from pcisplit.back.devices.vfio.function import Host, VfioFunction
 from pcisplit.back.host.resources import Resources
 from pcisplit.back.worker import jail
 from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
@@ -53,13 +53,8 @@ def run(channel: Channel) -> None:
     for fd in (0, 1, 2):  # what a worker has to say goes through its channel, where it is limited and escaped
         os.dup2(null, fd)
     os.close(null)
-    log.configure(sink=lambda level, event, fields: _tell_log(channel, level, event, fields))
+    log.configure(sink=lambda level, event, fields: log.tell(channel, level, event, fields))
     Worker(channel).run()
-
-
-def _tell_log(channel: Channel, level: str, event: str, fields: dict[str, Any]) -> None:
-    said = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in fields.items()}
-    channel.send({"tell": "log", "level": level, "event": event, "fields": said})
 
 
 class Worker:
@@ -121,16 +116,24 @@ class Worker:
             number=message["number"],
             features=Feature(message["features"]),
             minor=message["minor"],
-            devices=tuple(DeviceOrder(d["name"], d["vectors"], VectorMode(d["mode"])) for d in devices),
+            devices=tuple(
+                DeviceOrder(d["name"], d["vectors"], VectorMode(d["mode"]), "vfio" in d["what"], d["shared"])
+                for d in devices
+            ),
             dma_size=message["dma_size"],
             dma_iova=message["dma_iova"],
             spin=message["spin"],
         )
         take = iter(fds)
-        common = [next(take) for _ in range(4)]
-        dma = next(take) if order.dma_size else -1
-        vectors = tuple(tuple(next(take) for _ in range(device.vectors)) for device in order.devices)
-        resources = Resources(*common, -1, dma, vectors)
+        resources = Resources(
+            f2b=next(take),
+            b2f=next(take),
+            kick=next(take),
+            ring=next(take),
+            rung=-1,  # the front's end
+            dma=next(take) if order.dma_size else -1,
+            vectors=tuple(tuple(next(take) for _ in range(device.vectors)) for device in order.devices),
+        )
         functions: list[Function] = [self._function(index, device, take) for index, device in enumerate(devices)]
         session = self._session = WorkerSession(order, resources, functions, self._initialised)
         boot_info = session.open()
@@ -178,7 +181,8 @@ class Worker:
             os._exit(0)
 
     def _stop(self, message: Message, fds: list[int]) -> dict[str, Any]:
-        assert self._session is not None
+        if self._session is None:  # opening failed
+            raise ChannelClosed("no session was opened")
         reason = known_error(message["reason"])
         if reason is not Error.SUCCESS:
             self._session.end(reason)
@@ -202,16 +206,20 @@ class Worker:
         return self._control.stats()
 
 
-class _Keeper:
+class _Keeper(Host):
     """What only the keeper of a function's group can do, asked for by way of the supervisor."""
 
     def __init__(self, worker: Worker, index: int) -> None:
         self._worker, self._index = worker, index
 
     def hot_reset(self) -> None:
-        """Reset the bus. Raises DeviceError."""
         self._worker.ask("hot_reset", device=self._index)
 
-    def set_reset_method(self, method: ResetMethod) -> None:
-        """Choose the method of the next reset. Raises DeviceError."""
-        self._worker.ask("reset_method", device=self._index, method=int(method))
+    def select_reset(self, method: ResetMethod) -> None:
+        self._worker.ask("select_reset", device=self._index, method=int(method))
+
+    def map_dma(self, fd: int, size: int, iova: int) -> None:
+        raise DeviceError(Error.NOT_IMPLEMENTED, "the keeper has mapped what there is to map")
+
+    def unmap_dma(self) -> int:
+        raise DeviceError(Error.NOT_IMPLEMENTED, "the keeper unmaps when the worker is dead")

@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 from pcisplit import pci
 from pcisplit.back.core.native import CoreDevice
-from pcisplit.back.devices.device import AreaKind, Device
+from pcisplit.back.devices.device import AreaKind, Function
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Request
-from pcisplit.wire import DeviceState, Error, Op
+from pcisplit.wire import DeviceState, Error, Op, VectorType
 
 IRQ_OPS_PER_SECOND = 100
 RESET_INTERVAL = 5.0  #: seconds
@@ -43,7 +43,7 @@ class Owner:
 
     def __init__(
         self,
-        device: Device,
+        device: Function,
         core: CoreDevice,
         tables: Tables,
         vectors: tuple[int, ...],
@@ -190,7 +190,7 @@ class Owner:
             raise DeviceError(Error.BUSY, "MSI is enabled already")
         self.core.enable_vector(0, True)
         try:
-            self.device.enable_msi(self._vectors)
+            self.device.irq_set(VectorType.MSI, 0, self._vectors)
         except DeviceError:
             self.core.enable_vector(0, False)
             raise
@@ -203,7 +203,7 @@ class Owner:
         return 0
 
     def _msi_off(self) -> None:
-        self.device.disable_msi()
+        self.device.irq_set(VectorType.MSI, 0, ())
         for vector in range(len(self._vectors)):
             self.core.enable_vector(vector, False)
         self._msi_on = False
@@ -212,7 +212,7 @@ class Owner:
 
     def _reset(self, request: Request) -> int:
         """Quiesce, reset, just-acquired state, next generation [LIFE-21]."""
-        if not self.device.resettable or self._shared:
+        if not self.device.reset_methods or self._shared:
             why = "shares its group, and so its reset, with another device" if self._shared else "has no reset"
             raise DeviceError(Error.NO_RESET, f"{self.device.spec} {why}")
         self._reset_quota.take()

@@ -70,7 +70,7 @@ class WorkerSession:
         self._serve.configure(self.order.spin, self.order.features)
         self._views += bulk_views(f2b, b2f, layout.OFFSETS, wire.BULK_SIZE)
         if self.order.dma_size:
-            for function in self.functions:
+            for function in self._ours():
                 function.map_dma(fds.dma, self.order.dma_size, self.order.dma_iova)
         for index in range(len(self.functions)):
             self._add_device(index, assembled)
@@ -91,8 +91,12 @@ class WorkerSession:
             core.set_vector(vector, -1 if order.mode is VectorMode.DIRECT else fd)
         self._serve.add(core, layout.state_offset(index))
         core.set_state(DeviceState.ACQUIRED, 1)
-        shared = any(other.group == function.group for other in self.functions if other is not function)
-        self.owners.append(Owner(function, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
+        bulk_in, bulk_out = self._views
+        self.owners.append(Owner(function, core, tables, vectors, bulk_in, bulk_out, self.log, order.shared))
+
+    def _ours(self) -> list[Function]:
+        """Those that no keeper has: models."""
+        return [function for function, order in zip(self.functions, self.order.devices, strict=True) if not order.kept]
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -182,7 +186,7 @@ class WorkerSession:
         if not done.step("stop owners", self._stop_owners):
             return done  # one is still inside of its device: nothing may be taken from under it
         done.step("detach doorbells", lambda: os.close(self.resources.kick))
-        ours = [function for function in self.functions if function.local]
+        ours = self._ours()
         self.unreset = done.quiesce(ours)
         before = len(done.steps)
         for function in ours:
@@ -200,7 +204,9 @@ class WorkerSession:
         for thread, owner in zip(self._threads, self.owners, strict=False):
             thread.join(OWNERS_SECONDS)
             if thread.is_alive():
-                raise DeviceError(Error.TIMEOUT, f"the owner of {owner.device.spec} does not come back from {owner.doing}")
+                raise DeviceError(
+                    Error.TIMEOUT, f"the owner of {owner.device.spec} does not come back from {owner.doing}"
+                )
 
     def _check_unmapped(self, octets: Sequence[int]) -> None:
         """Each model has mapped the window for itself."""
