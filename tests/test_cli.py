@@ -89,7 +89,7 @@ def test_a_spec_taken_apart() -> None:
 
 def test_the_socket_belongs_to_the_group_of_its_directory(tmp_path: Path) -> None:
     """A 0750 directory of a group lets that group knock; who gets a device is decided by uid= and gid=."""
-    from pcisplit.back.supervisor.server import listening
+    from pcisplit.back.supervisor.sockets import listening
 
     folder = tmp_path / "meeting"
     folder.mkdir(mode=0o750)

@@ -8,10 +8,8 @@ import itertools
 import os
 import signal
 import socket
-import stat
-import struct
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +19,7 @@ import trio
 from pcisplit import wire
 from pcisplit.back.log import LimitedLog, escape
 from pcisplit.back.supervisor.registry import Peer, Registry
+from pcisplit.back.supervisor.sockets import listening, peer_of
 from pcisplit.back.worker.session import BackSession
 from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
 from pcisplit.messages import Hello, Reply, parse_hello_untrusted
@@ -28,7 +27,6 @@ from pcisplit.wire import Error
 
 #: Threads for serve loops and owners: 16 sessions of 16 devices and some.
 _THREADS = 512
-_BACKLOG = 16
 #: Connections beyond the limit of their uid that may wait for their refusal at once; the others get no sentence.
 _TURNED_AWAY = 512
 
@@ -208,56 +206,6 @@ class Server:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
-
-
-def peer_of(connection: trio.socket.SocketType) -> Peer:
-    """Who connected, as the kernel says."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return Peer(*struct.unpack("3i", raw))
-
-
-@contextlib.contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
-    """A listening SOCK_SEQPACKET socket at `path`, removed afterwards."""
-    make_directory(path.parent)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        remove_stale(path)
-        sock.bind(str(path))
-        try:
-            path.chmod(0o660)
-            with contextlib.suppress(PermissionError):  # whoever may look into the directory may knock
-                os.chown(path, -1, path.parent.stat().st_gid)
-            sock.listen(_BACKLOG)
-            sock.setblocking(False)
-            yield sock
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def make_directory(folder: Path) -> None:
-    """The socket's directory, made if it is not there, refused if others may look into it [MEET-1]. Raises ValueError."""
-    if not folder.exists():
-        folder.mkdir(mode=0o750, parents=True)
-        folder.chmod(0o750)
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & (stat.S_IRWXO | stat.S_IWGRP):
-        text = f"the socket's directory {folder} has mode {mode:04o}, so others may reach the socket"
-        raise ValueError(f"{text}; use a directory of its own (chmod 0750), such as /run/pcisplit")
-
-
-def remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens at any more. Raises ValueError when somebody does or it is no socket."""
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise ValueError(f"{path} is there and is not a socket; remove it or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ValueError(f"another backend listens at {path}; stop it or choose another path")
 
 
 async def serve_until_signal(server: Server) -> None:

@@ -71,9 +71,21 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
 
 
 def make_server(
-    texts: Sequence[str], path: Path, dma: int, spin: float, allow_no_reset: bool
+    texts: Sequence[str],
+    path: Path,
+    dma: int,
+    spin: float,
+    allow_no_reset: bool,
+    *,
+    control: Path | None = None,
+    worker_user: tuple[int, int] | None = None,
+    worker_uids: range | None = None,
 ) -> "tuple[Server, Devices]":
     """A server for these ``--device`` texts, and what to shut down after it. Raises ValueError, OSError, DeviceError."""
+    if control is not None or worker_user is not None or worker_uids is not None:
+        raise ValueError(
+            "--control, --worker-user and --worker-uids wait for the supervisor with workers; leave them out"
+        )
     host = VfioHost()
     entries: list[Entry] = []
     for text in texts:
