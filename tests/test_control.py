@@ -403,6 +403,20 @@ def test_detach_and_attach(running: Running) -> None:
     assert "session" not in free.output and "edu0 is detached" in free.output
 
 
+def test_who_waits_for_a_detach_may_stop_waiting(running: Running) -> None:
+    gate = running.source.block("detach")
+    command = [sys.executable, "-m", "pcisplit", "detach", "nic0", "--control", str(running.path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as client:
+        assert running.source.entered.wait(DEADLINE)
+        client.send_signal(signal.SIGINT)
+        assert client.stderr is not None
+        assert client.stderr.read().strip() == (
+            "Error: not waiting any more; the backend goes on: pcisplit list tells how far"
+        )
+        assert client.wait(DEADLINE) == 1
+    running.free(gate)
+
+
 def test_the_path_comes_from_the_environment(running: Running) -> None:
     done = CliRunner().invoke(main, ["list"], env={"PCISPLIT_CONTROL": str(running.path)})
     assert done.exit_code == 0 and "nic0" in done.output

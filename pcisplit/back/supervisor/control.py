@@ -31,7 +31,7 @@ from pcisplit.back.supervisor.registry import Peer
 from pcisplit.back.supervisor.sockets import listening, peer_of
 
 _CHUNK = 16 << 10
-_GOODBYE_SECONDS = 1.0
+_TURN_AWAY_SECONDS = 1.0
 _LOGGED = {"detach", "attach"}  # what changes something is in the log, with who asked
 
 
@@ -98,7 +98,7 @@ class ControlServer:
     async def _turn_away(self, connection: trio.socket.SocketType) -> None:
         """One sentence, which always fits into a fresh socket."""
         text = f"{self._limits.clients} control clients are connected, which is all that may be; end one of them"
-        with connection, suppress(OSError), trio.move_on_after(_GOODBYE_SECONDS):
+        with connection, suppress(OSError), trio.move_on_after(_TURN_AWAY_SECONDS):
             await self._send(connection, refusal(ControlError(Code.TOO_MANY_CLIENTS, text)))
 
     async def _client(self, connection: trio.socket.SocketType) -> None:
@@ -122,8 +122,7 @@ class ControlServer:
             while (line := await self._next_line(connection, lines)) is not None:
                 await self._send(connection, await self._answer(line, peer))
         except ControlError as problem:  # the last word: where the next request begins is not known any more
-            await self._send(connection, refusal(problem))
-            await self._goodbye(connection)
+            await self._send(connection, refusal(problem))  # a stream delivers it before it tells of the hang-up
 
     async def _next_line(self, connection: trio.socket.SocketType, lines: Lines) -> bytes | None:
         """The next request, or None when the client has hung up. Raises ControlError, after which nothing is read."""
@@ -170,10 +169,3 @@ class ControlServer:
             rest = memoryview(data)
             while rest:
                 rest = rest[await connection.send(rest) :]
-
-    async def _goodbye(self, connection: trio.socket.SocketType) -> None:
-        """Read on a while, so that a client that still writes gets to read what it did wrong."""
-        connection.shutdown(socket.SHUT_WR)
-        with trio.move_on_after(_GOODBYE_SECONDS):
-            while await connection.recv(_CHUNK):
-                pass
