@@ -314,7 +314,7 @@ def test_the_backend_is_undumpable_before_it_opens_a_device(monkeypatch: pytest.
     order: list[str] = []
     monkeypatch.setattr(harden, "harden", lambda: order.append("undumpable"))
 
-    def opening(*_: object) -> None:
+    def opening(**_: object) -> None:
         order.append("devices")
         raise ValueError("stop here")
 
