@@ -3,7 +3,6 @@
 
 import mmap
 import os
-import socket
 import threading
 import time
 from typing import Any
@@ -316,16 +315,15 @@ def test_the_backend_is_undumpable_before_it_opens_a_device(monkeypatch: pytest.
     order: list[str] = []
     monkeypatch.setattr(harden, "harden", lambda: order.append("undumpable"))
 
-    def start() -> tuple[socket.socket, int]:
+    def start() -> None:
         order.append("zygote")
-        return socket.socket(), 0
 
-    def opening(*_: object) -> None:
+    def opening(*_: object, **__: object) -> None:
         order.append("devices")
         raise ValueError("stop here")
 
     monkeypatch.setattr(zygote, "start", start)
-    monkeypatch.setattr(specs, "make_registry", opening)
+    monkeypatch.setattr(specs, "make_server", opening)
     CliRunner().invoke(main, ["serve", "--device", "a=model:edu", "--socket", "/nowhere/s"])
     assert order == ["undumpable", "zygote", "devices"]
 

@@ -103,6 +103,7 @@ def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | Non
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso" if json else "%H:%M:%S", utc=json),
+            *([structlog.processors.format_exc_info] if json else []),  # or a traceback is the word "true"
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(stream),

@@ -7,8 +7,6 @@ Everything that takes time - opening, resetting, serving - happens in other proc
 import contextlib
 import fcntl
 import itertools
-import socket
-import struct
 import termios
 
 import structlog
@@ -19,6 +17,7 @@ from pcisplit.back.channel import rights
 from pcisplit.back.log import escape
 from pcisplit.back.supervisor.registry import Peer, Registry
 from pcisplit.back.supervisor.session import House, Session
+from pcisplit.back.supervisor.sockets import peer_of
 from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
 from pcisplit.messages import Hello, Reply, parse_hello_untrusted
 from pcisplit.wire import Error
@@ -178,9 +177,3 @@ class Meetings:
             refused=session.refusals,
             steps=[str(step) for step in session.steps],
         )
-
-
-def peer_of(connection: trio.socket.SocketType) -> Peer:
-    """Who connected, as the kernel says."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return Peer(*struct.unpack("3i", raw))

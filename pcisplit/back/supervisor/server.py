@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The supervisor: one thread, trio. It listens, meets, watches and shuts down; it maps nothing and touches no device."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -12,12 +13,14 @@ import structlog
 import trio
 
 from pcisplit.back.log import LINES_PER_SECOND, PeerLog
+from pcisplit.back.supervisor.control import ControlServer, control_socket
 from pcisplit.back.supervisor.keepers import Keepers
 from pcisplit.back.supervisor.meeting import Meetings
 from pcisplit.back.supervisor.processes import Zygote
 from pcisplit.back.supervisor.registry import Registry
 from pcisplit.back.supervisor.session import House
 from pcisplit.back.supervisor.sockets import listening
+from pcisplit.back.supervisor.source import Source
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.errors import PcisplitError
 
@@ -46,8 +49,10 @@ class Server:
         self.stop: Callable[[], None] = lambda: None  #: end ``run``, when every session is torn down
         self._log = structlog.get_logger("pcisplit")
 
-    async def run(self, sock: socket.socket) -> None:
-        """Accept at a listening socket until ``stop``; every session is torn down before this returns.
+    async def run(self, sock: socket.socket, control: socket.socket | None = None) -> None:
+        """Accept at a listening socket, and at the operator's if there is one, until ``stop``.
+
+        Every session is torn down before this returns.
 
         What reads the other processes outlives the sessions, whose teardown needs it: ``stop`` cancels sessions alone.
         """
@@ -68,6 +73,9 @@ class Server:
                     self._log.info(
                         "serving", socket=str(self.path), devices=", ".join(self.registry.entries), worker_uids=workers
                     )
+                    if control is not None:
+                        source = Source(self.registry, meetings, self.path)
+                        nursery.start_soon(ControlServer(source).run, control)
                     await self._accept(trio.socket.from_stdlib_socket(sock), meetings, nursery, log)
             finally:
                 with trio.CancelScope(shield=True):
@@ -94,10 +102,14 @@ class Server:
 
 async def serve_until_signal(server: Server) -> None:
     """Run until SIGTERM or SIGINT, then tear down. Raises OSError and ValueError when a socket cannot be made."""
-    with listening(server.path) as sock, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with contextlib.ExitStack() as held:
+        sock = held.enter_context(listening(server.path))
+        path = server.options.control
+        control = held.enter_context(control_socket(path)) if path is not None else None
+        signals = held.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at, server, signals)
-            await server.run(sock)
+            await server.run(sock, control)
             nursery.cancel_scope.cancel()
 
 

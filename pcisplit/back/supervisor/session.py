@@ -249,6 +249,31 @@ class Session:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
         return await keeper.serve(entry.what, message)
 
+    # -- the control plane ------------------------------------------------------------------------------------
+
+    async def stats(self, seconds: float) -> dict[str, Any]:
+        """What the worker counts, of the form of ``stats_untrusted``; empty if it does not say so in time."""
+        if self.worker is None:
+            return {}
+        try:
+            said, fds = await self.worker.line.ask("stats", seconds)
+            close_all(fds)
+            return stats_untrusted(said, [entry.name for entry in self.entries])
+        except (DeviceError, KeyError, TypeError, ValueError, AttributeError):
+            return {}
+
+    async def dump(self, name: str, hardware: bool, seconds: float) -> str:
+        """Configuration space of a device, in hexadecimal. Raises DeviceError."""
+        if self.worker is None:
+            raise DeviceError(Error.BUSY, f"{self.name} is being opened; try again")
+        index = [entry.name for entry in self.entries].index(name)
+        said, fds = await self.worker.line.ask("dump", seconds, device=index, hardware=hardware)
+        close_all(fds)
+        octets = said.get("octets")
+        if not isinstance(octets, str) or len(octets) not in (512, 8192) or not set(octets) <= set("0123456789abcdef"):
+            raise DeviceError(Error.OP_FAILED, f"the worker of {self.name} did not give configuration space")
+        return octets
+
     # -- serving ----------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
@@ -365,6 +390,28 @@ class Session:
             if why:
                 quarantined[entry.name] = why
         return quarantined
+
+
+def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A worker's counters: whole numbers under short names, and nothing else. KeyError, TypeError, ValueError."""
+
+    def numbers(table: Any) -> dict[str, int]:
+        return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
+
+    devices = [
+        {"name": name, "counters": numbers(device["counters"]), "refused": numbers(device["refused"])}
+        for name, device in zip(names, said["devices"], strict=True)
+    ]
+    refused: dict[str, int] = {}
+    for device in devices:
+        for rule, count in device["refused"].items():
+            refused[rule] = refused.get(rule, 0) + count
+    return {
+        "state": escape(str(said["state"]), 20),
+        "session": numbers(said["session"]),
+        "refused": refused,
+        "devices": devices,
+    }
 
 
 async def first_of(*events: trio.Event) -> None:

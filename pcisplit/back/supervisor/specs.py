@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""From ``NAME=SPEC,key=value,...`` to devices and a server."""
+"""From the words of ``pcisplit serve`` to a server: ``NAME=SPEC,key=value,...`` and the rest."""
 
 import dataclasses
 import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.models import DumpModel, make_model
 from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
+from pcisplit.back.supervisor.server import Options, Server
+from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.pci import Bdf
 
 _ID = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
@@ -92,3 +95,22 @@ def make_registry(texts: Sequence[str], dma: int) -> Registry:
         device = make_device(spec, host)
         entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec)))
     return Registry(entries, dma, os.geteuid())
+
+
+def make_server(
+    texts: Sequence[str],
+    path: Path,
+    dma: int,
+    zygote: socket.socket,
+    *,
+    worker_user: tuple[int, int] | None = None,
+    worker_uids: range | None = None,
+    **options: Any,
+) -> Server:
+    """A server of these ``--device`` texts; `options` as in ``server.Options``. Raises ValueError, OSError, DeviceError."""
+    if (worker_user or worker_uids) and os.geteuid() != 0:
+        raise ValueError(
+            "--worker-user and --worker-uids need root, which may change uid; serve as root or without them"
+        )
+    uids = WorkerUids(worker_uids, worker_user[0] if worker_user else None)
+    return Server(make_registry(texts, dma), path, zygote, Options(worker_uids=uids, **options))

@@ -10,11 +10,11 @@ from pcisplit.wire import Error
 
 
 class WorkerUids:
-    """`first` to `last`, one per live worker; or `user` for all of them; or neither: they stay who we are."""
+    """`each` of a range for one live worker; or `user` for all of them; or neither: they stay who we are."""
 
-    def __init__(self, first: int | None = None, last: int | None = None, user: int | None = None) -> None:
+    def __init__(self, each: range | None = None, user: int | None = None) -> None:
         self._user = user
-        self._free = list(range(first, last + 1)) if first is not None and last is not None else None
+        self._free = list(each) if each is not None else None
 
     @property
     def kind(self) -> str:

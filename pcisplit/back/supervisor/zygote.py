@@ -26,14 +26,13 @@ _PR_SET_PDEATHSIG = 1  #: linux/prctl.h
 Main = Callable[[Channel], None]
 
 
-def start() -> tuple[socket.socket, int]:
-    """Fork the zygote. Returns our end of its channel and its pid. Call it first of all: it must inherit nothing."""
+def start() -> socket.socket:
+    """Fork the zygote. Returns our end of its channel. Call it first of all: it must inherit nothing."""
     ours, theirs = make_pair()
-    pid = os.fork()
-    if pid == 0:
+    if os.fork() == 0:
         _become(theirs)
     theirs.close()
-    return ours, pid
+    return ours
 
 
 def _become(theirs: socket.socket) -> NoReturn:
