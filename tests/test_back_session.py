@@ -5,6 +5,7 @@ import mmap
 import os
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -315,8 +316,9 @@ def test_the_backend_is_undumpable_before_it_opens_a_device(monkeypatch: pytest.
     order: list[str] = []
     monkeypatch.setattr(harden, "harden", lambda: order.append("undumpable"))
 
-    def start() -> None:
+    def start() -> AbstractContextManager[None]:
         order.append("zygote")
+        return nullcontext()
 
     def opening(*_: object, **__: object) -> None:
         order.append("devices")
@@ -361,8 +363,7 @@ def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.Monk
     device = Recorder()
     order = SessionOrder(1, Feature(0), 0, (DeviceOrder("dev0", 1),), 1 << 20, IOVA_FIRST)
     back = module.WorkerSession(order, resources.create([1], create_memory(1 << 20)[0]), [device.acquire()])
-    target: object = module.mmap if "." in failing else module
-    monkeypatch.setattr(target, failing.rpartition(".")[2], fail)
+    monkeypatch.setattr(mmap if "." in failing else module, failing.rpartition(".")[2], fail)
     with pytest.raises(OSError, match="no more of that"):
         back.open()
     monkeypatch.undo()

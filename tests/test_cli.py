@@ -102,7 +102,9 @@ def test_what_serve_is_told_reaches_the_server(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pcisplit.back.supervisor.specs.make_server", make_server)
     args = ["--device", "a=model:edu", "--socket", "s", "--control", "c", "--dma", "1M", "--spin", "0"]
     assert "enough" in serve(*args, "--worker-uids", "70000-70063", "--allow-no-reset")
+    assert given.pop("zygote").fileno() == -1  # closed by now
     assert given == {
+        "log_lines": 10,
         "texts": ("a=model:edu",),
         "path": Path("s"),
         "control": Path("c"),

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,14 +161,16 @@ def test_two_threads_in_one_session(session: Session) -> None:
 
 @pytest.mark.clause("ERR-4", "RING-9", "BAR-23", "ORD-15")
 def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) -> None:
-    """The backend is stopped (SIGSTOP) while a call waits: `timeout`, and nothing is mistaken for its answer later."""
+    """The worker is stopped (SIGSTOP) while a call waits: `timeout`, and nothing is mistaken for its answer later."""
     with backend.connect() as session:
         ram = session.acquire("ram0")
         ram.config.write16(4, 7)
         ram.bar(0).write32(0, 0x11111111)
         session.set_timeout(0.05)
-        backend.process.send_signal(signal.SIGSTOP)
-        os.waitpid(backend.process.pid, os.WUNTRACED)
+        (worker,) = backend.workers()
+        os.kill(worker, signal.SIGSTOP)
+        while "T (stopped)" not in Path(f"/proc/{worker}/status").read_text():
+            os.sched_yield()
         try:
             for _ in range(3):
                 with pytest.raises(AccessTimeout):
@@ -177,7 +180,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) 
             with pytest.raises(AccessTimeout):
                 ram.bar(0).write_block(64, b"\x22" * 64)
         finally:
-            backend.process.send_signal(signal.SIGCONT)
+            os.kill(worker, signal.SIGCONT)
         session.set_timeout(20.0)
         assert ram.bar(0).read_block(64, 64) == b"\x22" * 64  # the write happened all the same, in order
         assert session.statistics == {"late": 5, "strange": 0, "stale": 0}

@@ -98,13 +98,12 @@ def _serve(as_json: bool, **options: Any) -> None:
     log.configure(json=as_json)
     try:
         harden()  # before any device is opened [THR-6]
-        end = zygote.start()  # before there is a descriptor or a module that a worker is not to have
+        with zygote.start() as end:  # before there is a descriptor or a module that a worker is not to have
+            import trio
 
-        import trio
+            from pcisplit.back.supervisor.server import serve_until_signal
+            from pcisplit.back.supervisor.specs import make_server
 
-        from pcisplit.back.supervisor.server import serve_until_signal
-        from pcisplit.back.supervisor.specs import make_server
-
-        trio.run(serve_until_signal, make_server(zygote=end, **options))
+            trio.run(serve_until_signal, make_server(zygote=end, **options))
     except (PcisplitError, OSError, ValueError) as problem:
         raise click.ClickException(str(problem)) from None

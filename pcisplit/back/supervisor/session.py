@@ -398,7 +398,7 @@ def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
     def numbers(table: Any) -> dict[str, int]:
         return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
 
-    devices = [
+    devices: list[dict[str, Any]] = [
         {"name": name, "counters": numbers(device["counters"]), "refused": numbers(device["refused"])}
         for name, device in zip(names, said["devices"], strict=True)
     ]

@@ -164,5 +164,7 @@ def state_of(entry: Entry) -> str:
 
 def device_stats(entry: Entry, stats: Mapping[str, Any]) -> dict[str, Any]:
     """The counters of one device, from what its session's worker said."""
-    mine = next((device for device in stats.get("devices", ()) if device.get("name") == entry.name), {})
+    mine: Mapping[str, Any] = next(
+        (device for device in stats.get("devices", ()) if device.get("name") == entry.name), {}
+    )
     return {"name": entry.name, "counters": mine.get("counters", {}), "refused": mine.get("refused", {})}

@@ -85,6 +85,8 @@ class Worker:
                 continue
             try:
                 result = orders[message["do"]](message, fds)
+            except ChannelClosed:
+                raise
             except DeviceError as problem:
                 self._channel.send(failure(message["id"], problem.code, str(problem)))
             except (OSError, ValueError) as problem:
