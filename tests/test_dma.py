@@ -182,7 +182,7 @@ class Allocating(RuleBasedStateMachine):
         try:
             buffer = self.pool.alloc(size, align)
         except AccessError as problem:
-            assert problem.code is Error.QUOTA
+            assert problem.code is Error.DMA_TOO_LARGE
             return
         assert buffer.iova % align == 0
         assert len(buffer.memory) == size

@@ -188,6 +188,9 @@
 
 #define PCISPLIT_BUILT (PCISPLIT_FEATURE_BLOCK | PCISPLIT_FEATURE_EVENTS | PCISPLIT_FEATURE_MSI_RELAYED | PCISPLIT_FEATURE_MSI_DIRECT | PCISPLIT_FEATURE_RESET)
 
+/* Bit n: error -n is of the table. */
+#define PCISPLIT_ERRORS_KNOWN 0x7ff3fff0000003fu
+
 /* Which fields each operation that is built uses, indexed by operation; see wire.USES. */
 #define PCISPLIT_USES_SIZE 65
 #define PCISPLIT_USES_BUILT 0x8000u

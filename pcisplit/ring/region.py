@@ -34,7 +34,11 @@ def create_region(name: str, size: int) -> int:
 
 def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     """Whether a region is what the specification says [REG-5]. Raises RemoteProtocolError (op_failed)."""
-    found, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    found = os.fstat(fd).st_size
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} is not a memfd") from None
     if found != size:
         raise RemoteProtocolError(
             Error.OP_FAILED, f"region {name} has {found} octets, its boot-info record says {size}"
@@ -42,3 +46,5 @@ def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     if seals & wanted != wanted:
         text = f"region {name} has seals {seals:#x}, not {wanted:#x}: the back could change its size under us"
         raise RemoteProtocolError(Error.OP_FAILED, text)
+    if os.fstatvfs(fd).f_bsize > mmap.PAGESIZE:  # the host may have no huge page left when one is first touched
+        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} is made of huge pages [REG-1]")

@@ -4,30 +4,13 @@
 Unlisted means: read from the device, refused to write. What the device says after acquire changes nothing here [CFG-12].
 """
 
-import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pcisplit import pci
 from pcisplit.back.devices.device import BarInfo
+from pcisplit.rules import Rule as Rule
 from pcisplit.wire import BAR_COUNT, BarFlag
-
-
-class Rule(enum.IntEnum):
-    """Rules of this version; the id is told to the front when one refuses it [CFG-3]."""
-
-    IDS = 1
-    COMMAND = 2
-    STATUS = 3
-    CACHE_LINE = 4
-    LATENCY = 5
-    BAR = 6
-    ROM = 7
-    CAP_POINTER = 8
-    INTERRUPT = 9
-    CAPABILITY = 10
-    EXTENDED = 11
-    GAP = 12
 
 
 class Field(NamedTuple):
