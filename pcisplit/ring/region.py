@@ -2,6 +2,7 @@
 """Regions: memfds of 4 KiB pages that the back creates and both sides map [REG-1 to REG-3]."""
 
 import fcntl
+import mmap
 import os
 
 from pcisplit import wire
