@@ -187,3 +187,10 @@ def open_files() -> dict[int, str]:
 def faults(since: int) -> list[str]:
     """What the IOMMU has refused: ``DMAR: [DMA Write NO_PASID] Request device [00:10.0] fault addr 0x200000 ...``."""
     return [line for line in dmesg(since) if "DMAR: [DMA" in line and "fault addr" in line]
+
+
+def pinned() -> int:
+    """Pages that are pinned for DMA on this machine."""
+    Path("/proc/sys/vm/stat_refresh").write_text("1")  # what each CPU has counted for itself
+    lines = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(lines["nr_foll_pin_acquired"]) - int(lines["nr_foll_pin_released"])
