@@ -10,7 +10,7 @@ import os
 
 from pcisplit.back.devices.device import Interrupts
 from pcisplit.back.devices.vfio import abi
-from pcisplit.back.devices.vfio.checks import check_driver, check_identity, find_group, identity_of, refused
+from pcisplit.back.devices.vfio.checks import check_function, identity_of, refused
 from pcisplit.back.devices.vfio.describe import AreaPlan, BarPlan, Description, Place, Resets
 from pcisplit.back.devices.vfio.function import EVENTS, OURS, Host, VfioFunction
 from pcisplit.back.devices.vfio.group import Group
@@ -52,10 +52,7 @@ def acquire(group: Group, bdf: Bdf, expect_id: tuple[int, int] | None = None, re
     `expect_id` is (vendor, device) as the operator gave them, `reset` one of ``resets.CHOICES`` or empty. DeviceError
     (DEVICE_FAILED) with the next step in the sentence; nothing is left open then.
     """
-    if find_group(bdf) != group.number:
-        raise refused(f"{bdf}: has moved to another IOMMU group; restart the backend")
-    check_identity(bdf, expect_id)
-    check_driver(bdf)
+    check_function(bdf, group.number, expect_id)
     resets = KernelResets(bdf)
     fd = -1
     try:

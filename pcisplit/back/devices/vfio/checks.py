@@ -91,6 +91,14 @@ def bind_commands(name: str) -> str:
     return f"modprobe vfio-pci; echo vfio-pci > {function}/driver_override; {unbind}{probe}"
 
 
+def check_function(bdf: Bdf, number: int, expected: tuple[int, int] | None) -> None:
+    """All of the above, for a function that was in group `number` when the backend began. To be done before `Group` is made."""
+    if find_group(bdf) != number:
+        raise refused(f"{bdf}: has moved to another IOMMU group; restart the backend")
+    check_identity(bdf, expected)
+    check_driver(bdf)
+
+
 def check_domain(number: int) -> None:
     """Refuse, with DeviceError, a group whose devices reach all of memory whenever VFIO does not hold it.
 

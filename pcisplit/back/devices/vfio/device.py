@@ -8,7 +8,7 @@ import threading
 
 from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.vfio.acquire import acquire
-from pcisplit.back.devices.vfio.checks import check_identity, find_group
+from pcisplit.back.devices.vfio.checks import check_function, check_identity, find_group
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.devices.vfio.resets import CHOICES
@@ -77,6 +77,9 @@ class VfioDevice(Device):
 
     def acquire(self) -> VfioFunction:
         """Open it, in a session of its group with every function of it that is open, its BARs mapped."""
+        check_function(
+            self.bdf, self.group_number, self.expect_id
+        )  # whose sentence says more than that of a missing node
         group = self._host.enter(self.group_number, self.bdf)
         function: VfioFunction | None = None
         try:
