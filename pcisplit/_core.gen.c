@@ -678,7 +678,7 @@ static int pcs_check_request_octets(const void *octets)
 
 static void *_cffi_types[] = {
 /*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 265), // struct pcs_device *
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 277), // struct pcs_device *
 /*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *, unsigned int, uint64_t, uint64_t, unsigned int, unsigned int, void *, uint32_t, uint32_t)
 /*  4 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
@@ -687,7 +687,7 @@ static void *_cffi_types[] = {
 /*  7 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /*  8 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void *
+/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 282), // void *
 /* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
@@ -700,7 +700,7 @@ static void *_cffi_types[] = {
 /* 20 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t *
 /* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 22 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *)
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 278), // struct pcs_serve *
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *, struct pcs_device *, uint64_t)
 /* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
@@ -708,10 +708,10 @@ static void *_cffi_types[] = {
 /* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 29 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 30 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve const *)
-/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve const *
+/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 278), // struct pcs_serve const *
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *)
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf *
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 279), // struct pcsf *
 /* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, unsigned int)
 /* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
@@ -735,219 +735,231 @@ static void *_cffi_types[] = {
 /* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 19), // int *
 /* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf const *)
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf const *
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 279), // struct pcsf const *
 /* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void const *)
-/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void const *
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
-/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void volatile *
+/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void *, void volatile *, uint64_t, uint64_t, uint64_t, int)
+/* 61 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 62 */ _CFFI_OP(_CFFI_OP_POINTER, 282), // void volatile *
+/* 63 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 64 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 20),
+/* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void const *)
+/* 69 */ _CFFI_OP(_CFFI_OP_POINTER, 282), // void const *
 /* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 23), // struct pcs_serve *()(void *, void *, uint64_t const *, int, int)
-/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 76 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t const *
-/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 78 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
-/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 61),
-/* 82 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 76),
-/* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 88 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
+/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 62),
+/* 73 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 74 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 75 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 20),
+/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void volatile const *, uint64_t)
+/* 80 */ _CFFI_OP(_CFFI_OP_POINTER, 282), // void volatile const *
+/* 81 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
+/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 23), // struct pcs_serve *()(void *, void *, uint64_t const *, int, int)
+/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 87 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 88 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t const *
 /* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 55),
+/* 90 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
-/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
-/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *)
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
-/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
-/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 61),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcs_device *, unsigned int)
-/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 110 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, int, unsigned int, unsigned int, uint64_t, unsigned int, void *, uint64_t)
-/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 114 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
+/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 69),
+/* 94 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 88),
+/* 99 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 100 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 101 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 55),
+/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
+/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
+/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *)
+/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 115 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 116 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
-/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
+/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 69),
+/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcs_device *, unsigned int)
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, int, unsigned int, unsigned int, uint64_t, unsigned int, void *, uint64_t)
+/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 128 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 129 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 130 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 131 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 133 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
+/* 135 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 136 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int)
+/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
 /* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
 /* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 145 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 145 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t)
+/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
 /* 148 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
 /* 149 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 150 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 151 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t, int)
-/* 156 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int)
+/* 153 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 157 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 160 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 163 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 164 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *)
-/* 165 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t)
+/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 163 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 164 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 166 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 167 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *, unsigned int)
-/* 168 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 167 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t, int)
+/* 168 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
 /* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 268), // uint8_t *()(struct pcs_device *, unsigned int)
-/* 172 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
-/* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 178 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 180 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t *
-/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, unsigned int, uint64_t, unsigned int)
-/* 183 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 184 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 185 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 186 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 187 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcsf *, void *, unsigned int)
-/* 189 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 190 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 61), // void const *()(struct pcs_device *)
-/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *)
-/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 198 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
-/* 200 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 201 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 204 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 205 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 206 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 207 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, uint32_t)
-/* 208 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 209 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 210 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int)
-/* 213 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 216 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 217 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
-/* 218 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 219 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 220 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 170 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 171 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 172 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 174 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 176 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *)
+/* 177 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 179 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *, unsigned int)
+/* 180 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 181 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION, 280), // uint8_t *()(struct pcs_device *, unsigned int)
+/* 184 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 185 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 187 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
+/* 188 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 189 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 190 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 192 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t *
+/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 194 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, unsigned int, uint64_t, unsigned int)
+/* 195 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 196 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 197 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcsf *, void *, unsigned int)
+/* 201 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 202 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 205 */ _CFFI_OP(_CFFI_OP_FUNCTION, 69), // void const *()(struct pcs_device *)
+/* 206 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 207 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 208 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *)
+/* 209 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 210 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
+/* 212 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 213 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 216 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 217 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 218 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 219 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, uint32_t, uint32_t)
+/* 220 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 221 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 222 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, int)
-/* 224 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 225 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 227 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, uint64_t, int)
-/* 229 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 230 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 231 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 232 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 233 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *)
-/* 235 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 236 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 237 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, int)
-/* 238 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 240 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint32_t)
-/* 242 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 243 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 244 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint64_t)
-/* 246 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 247 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 222 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 224 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, uint32_t, unsigned int)
+/* 225 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 227 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 229 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 230 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 231 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 232 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 233 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 235 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, unsigned int, int)
+/* 236 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 237 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 238 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 239 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 240 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_device *, unsigned int, uint64_t, int)
+/* 241 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 242 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 243 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 244 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 246 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_serve *)
+/* 247 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
 /* 248 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 249 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *)
-/* 250 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 252 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint32_t)
-/* 253 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 254 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 255 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint64_t)
-/* 257 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 258 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 259 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 260 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(void *, uint32_t)
-/* 261 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 262 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 249 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_serve *, int)
+/* 250 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 251 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 252 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 253 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_serve *, uint32_t)
+/* 254 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 255 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 257 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcs_serve *, uint64_t)
+/* 258 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
+/* 259 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 260 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 261 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcsf *)
+/* 262 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
 /* 263 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 264 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 265 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
-/* 266 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
-/* 267 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcsf
-/* 268 */ _CFFI_OP(_CFFI_OP_POINTER, 269), // uint8_t *
-/* 269 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 270 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 264 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcsf *, uint32_t)
+/* 265 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 266 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 267 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 268 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(struct pcsf *, uint64_t)
+/* 269 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
+/* 270 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 271 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 272 */ _CFFI_OP(_CFFI_OP_FUNCTION, 282), // void()(void *, uint32_t)
+/* 273 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
+/* 274 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 275 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 276 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 277 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
+/* 278 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
+/* 279 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcsf
+/* 280 */ _CFFI_OP(_CFFI_OP_POINTER, 281), // uint8_t *
+/* 281 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 282 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PCS_STOPPED(unsigned long long *o)
@@ -986,10 +998,10 @@ _cffi_f_pcisplit_word_load(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(69), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(69), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1070,10 +1082,10 @@ _cffi_f_pcs_check_request_octets(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(69), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(69), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1747,7 +1759,7 @@ _cffi_f_pcs_device_table(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(268));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(280));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1836,10 +1848,10 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(64), arg0, (char **)&x0);
+      _cffi_type(62), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(64), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(62), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1882,6 +1894,83 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pcs_guarded_access _cffi_d_pcs_guarded_access
+#endif
+
+static int _cffi_d_pcs_guarded_copy(void * x0, void volatile * x1, uint64_t x2, uint64_t x3, uint64_t x4, int x5)
+{
+  return pcs_guarded_copy(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_guarded_copy(PyObject *self, PyObject *args)
+{
+  void * x0;
+  void volatile * x1;
+  uint64_t x2;
+  uint64_t x3;
+  uint64_t x4;
+  int x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pcs_guarded_copy", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(10), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(10), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(62), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(62), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, uint64_t);
+  if (x2 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint64_t);
+  if (x3 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x5 = _cffi_to_c_int(arg5, int);
+  if (x5 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_guarded_copy(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_guarded_copy _cffi_d_pcs_guarded_copy
 #endif
 
 static void _cffi_d_pcs_owner_finish(struct pcs_device * x0, int x1, unsigned int x2, uint64_t x3, uint64_t x4, uint32_t x5)
@@ -1984,7 +2073,7 @@ _cffi_f_pcs_owner_request(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(61));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(69));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2064,6 +2153,54 @@ _cffi_f_pcs_owner_wait(PyObject *self, PyObject *arg0)
 }
 #else
 #  define _cffi_f_pcs_owner_wait _cffi_d_pcs_owner_wait
+#endif
+
+static int _cffi_d_pcs_prefault(void volatile const * x0, uint64_t x1)
+{
+  return pcs_prefault(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_prefault(PyObject *self, PyObject *args)
+{
+  void volatile const * x0;
+  uint64_t x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcs_prefault", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(80), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void volatile const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(80), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_prefault(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_prefault _cffi_d_pcs_prefault
 #endif
 
 static int _cffi_d_pcs_serve_add(struct pcs_serve * x0, struct pcs_device * x1, uint64_t x2)
@@ -2336,10 +2473,10 @@ _cffi_f_pcs_serve_new(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(76), arg2, (char **)&x2);
+      _cffi_type(88), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(76), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(88), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2619,10 +2756,10 @@ _cffi_f_pcs_test_check_write(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(180), arg4, (char **)&x4);
+      _cffi_type(192), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(180), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(192), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3710,10 +3847,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(69), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(69), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3750,10 +3887,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(76), arg5, (char **)&x5);
+      _cffi_type(88), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(76), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(88), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4391,85 +4528,87 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PCS_ENDED", (void *)_cffi_const_PCS_ENDED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_FRONT_STATE", (void *)_cffi_const_PCS_FRONT_STATE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_STOPPED", (void *)_cffi_const_PCS_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 105), (void *)_cffi_d_pcisplit_word_load },
-  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 260), (void *)_cffi_d_pcisplit_word_store },
-  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 60), (void *)_cffi_d_pcs_check_request_octets },
+  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 117), (void *)_cffi_d_pcisplit_word_load },
+  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 272), (void *)_cffi_d_pcisplit_word_store },
+  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 68), (void *)_cffi_d_pcs_check_request_octets },
   { "pcs_device_add_area", (void *)_cffi_f_pcs_device_add_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 3), (void *)_cffi_d_pcs_device_add_area },
-  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 182), (void *)_cffi_d_pcs_device_area },
-  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 228), (void *)_cffi_d_pcs_device_bar },
-  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 217), (void *)_cffi_d_pcs_device_config_apply },
-  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_enable },
-  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_device_free },
-  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pcs_device_hits },
+  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 194), (void *)_cffi_d_pcs_device_area },
+  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 240), (void *)_cffi_d_pcs_device_bar },
+  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 229), (void *)_cffi_d_pcs_device_config_apply },
+  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 235), (void *)_cffi_d_pcs_device_enable },
+  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 208), (void *)_cffi_d_pcs_device_free },
+  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 120), (void *)_cffi_d_pcs_device_hits },
   { "pcs_device_mapped", (void *)_cffi_f_pcs_device_mapped, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 14), (void *)_cffi_d_pcs_device_mapped },
-  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 71), (void *)_cffi_d_pcs_device_new },
-  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 207), (void *)_cffi_d_pcs_device_set },
-  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 212), (void *)_cffi_d_pcs_device_shape },
-  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 171), (void *)_cffi_d_pcs_device_table },
-  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_vector },
-  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcs_guarded_access },
-  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 199), (void *)_cffi_d_pcs_owner_finish },
-  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pcs_owner_request },
-  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_owner_stop },
+  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 83), (void *)_cffi_d_pcs_device_new },
+  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 219), (void *)_cffi_d_pcs_device_set },
+  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 224), (void *)_cffi_d_pcs_device_shape },
+  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 183), (void *)_cffi_d_pcs_device_table },
+  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 235), (void *)_cffi_d_pcs_device_vector },
+  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_pcs_guarded_access },
+  { "pcs_guarded_copy", (void *)_cffi_f_pcs_guarded_copy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_pcs_guarded_copy },
+  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 211), (void *)_cffi_d_pcs_owner_finish },
+  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 205), (void *)_cffi_d_pcs_owner_request },
+  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 208), (void *)_cffi_d_pcs_owner_stop },
   { "pcs_owner_wait", (void *)_cffi_f_pcs_owner_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pcs_owner_wait },
+  { "pcs_prefault", (void *)_cffi_f_pcs_prefault, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 79), (void *)_cffi_d_pcs_prefault },
   { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_serve_add },
-  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 237), (void *)_cffi_d_pcs_serve_end },
-  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_features },
-  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_free },
-  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_pcs_serve_front_state },
-  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_pcs_serve_new },
+  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 249), (void *)_cffi_d_pcs_serve_end },
+  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_serve_features },
+  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 246), (void *)_cffi_d_pcs_serve_free },
+  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 104), (void *)_cffi_d_pcs_serve_front_state },
+  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 85), (void *)_cffi_d_pcs_serve_new },
   { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 30), (void *)_cffi_d_pcs_serve_reason },
   { "pcs_serve_run", (void *)_cffi_f_pcs_serve_run, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 22), (void *)_cffi_d_pcs_serve_run },
-  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 241), (void *)_cffi_d_pcs_serve_set_state },
-  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_spin },
-  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_stop },
-  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 175), (void *)_cffi_d_pcs_test_check_write },
-  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_awake },
+  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 253), (void *)_cffi_d_pcs_serve_set_state },
+  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_serve_spin },
+  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 246), (void *)_cffi_d_pcs_serve_stop },
+  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 187), (void *)_cffi_d_pcs_test_check_write },
+  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 261), (void *)_cffi_d_pcsf_awake },
   { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_back_reason },
-  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 98), (void *)_cffi_d_pcsf_back_state },
-  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 155), (void *)_cffi_d_pcsf_bar_post },
-  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 140), (void *)_cffi_d_pcsf_bar_read },
-  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 147), (void *)_cffi_d_pcsf_bar_write },
-  { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 112), (void *)_cffi_d_pcsf_block },
-  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_close },
-  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 122), (void *)_cffi_d_pcsf_config_read },
-  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 128), (void *)_cffi_d_pcsf_config_write },
+  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 110), (void *)_cffi_d_pcsf_back_state },
+  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 167), (void *)_cffi_d_pcsf_bar_post },
+  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 152), (void *)_cffi_d_pcsf_bar_read },
+  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 159), (void *)_cffi_d_pcsf_bar_write },
+  { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_pcsf_block },
+  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 261), (void *)_cffi_d_pcsf_close },
+  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 134), (void *)_cffi_d_pcsf_config_read },
+  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 140), (void *)_cffi_d_pcsf_config_write },
   { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_connect },
   { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 47), (void *)_cffi_d_pcsf_event },
-  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_free },
-  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 101), (void *)_cffi_d_pcsf_generation },
+  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 261), (void *)_cffi_d_pcsf_free },
+  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 113), (void *)_cffi_d_pcsf_generation },
   { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_gone },
   { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 40), (void *)_cffi_d_pcsf_interrupt_wait },
-  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_interrupts },
-  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_detail },
-  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_moved },
-  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_value },
-  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_pcsf_new },
-  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_operation },
+  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 147), (void *)_cffi_d_pcsf_interrupts },
+  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 176), (void *)_cffi_d_pcsf_last_detail },
+  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 176), (void *)_cffi_d_pcsf_last_moved },
+  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 176), (void *)_cffi_d_pcsf_last_value },
+  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_pcsf_new },
+  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 147), (void *)_cffi_d_pcsf_operation },
   { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_poll },
-  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 95), (void *)_cffi_d_pcsf_ready },
+  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 107), (void *)_cffi_d_pcsf_ready },
   { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_retire },
-  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 252), (void *)_cffi_d_pcsf_set_spin },
-  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 256), (void *)_cffi_d_pcsf_set_timeout },
+  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 264), (void *)_cffi_d_pcsf_set_spin },
+  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 268), (void *)_cffi_d_pcsf_set_timeout },
   { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_sleep },
-  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 167), (void *)_cffi_d_pcsf_statistic },
+  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 179), (void *)_cffi_d_pcsf_statistic },
   { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_submit },
   { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 36), (void *)_cffi_d_pcsf_trace },
-  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 188), (void *)_cffi_d_pcsf_trace_take },
+  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 200), (void *)_cffi_d_pcsf_trace_take },
   { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_wait_answer },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pcs_device", 265, _CFFI_F_OPAQUE,
+  { "pcs_device", 277, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcs_serve", 266, _CFFI_F_OPAQUE,
+  { "pcs_serve", 278, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcsf", 267, _CFFI_F_OPAQUE,
+  { "pcsf", 279, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 264, _cffi_prim_int(4, 0),
+  { "$1", 276, _cffi_prim_int(4, 0),
     "PCS_STOPPED,PCS_FRONT_STATE,PCS_ENDED" },
 };
 
@@ -4480,12 +4619,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   NULL,  /* no typenames */
-  69,  /* num_globals */
+  71,  /* num_globals */
   3,  /* num_struct_unions */
   1,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  271,  /* num_types */
+  283,  /* num_types */
   0,  /* flags */
 };
 

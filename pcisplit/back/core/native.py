@@ -14,6 +14,33 @@ from pcisplit.wire import BarFlag, DeviceState, Error, Feature, State
 STOPPED, FRONT_STATE, ENDED = lib.PCS_STOPPED, lib.PCS_FRONT_STATE, lib.PCS_ENDED
 
 
+def prefault(memory: mmap.mmap) -> bool:
+    """Touch every page of `memory`; False if one cannot be had. A page that is there can still be taken away."""
+    with ffi.from_buffer("uint8_t[]", memory) as view:
+        return not lib.pcs_prefault(view, len(memory))
+
+
+def guarded_read(memory: mmap.mmap | memoryview, offset: int, length: int) -> bytes | None:
+    """`length` octets of shared memory, copied without the GIL, or None if they are gone. ValueError outside of it."""
+    octets = ffi.new("uint8_t[]", length)
+    return bytes(ffi.buffer(octets)) if _copy(octets, memory, offset, length, False) else None
+
+
+def guarded_write(memory: mmap.mmap | memoryview, offset: int, data: bytes) -> bool:
+    """Copy `data` to shared memory; False if it is gone, when a part may have been copied. ValueError outside of it."""
+    return _copy(ffi.from_buffer(data), memory, offset, len(data), True)
+
+
+def _copy(private: Any, memory: mmap.mmap | memoryview, offset: int, length: int, to_shared: bool) -> bool:
+    if offset < 0:
+        raise ValueError(f"offset {offset} of shared memory")
+    with ffi.from_buffer("uint8_t[]", memory) as view:
+        error = lib.pcs_guarded_copy(private, view, len(memory), offset, length, to_shared)
+    if error == Error.INVALID_OFFSET:
+        raise ValueError(f"{length} octets at {offset:#x} of {len(memory):#x} octets of shared memory")
+    return not error
+
+
 class CoreDevice:
     """One ``struct pcs_device``: filled in before the loop starts, then driven by the owner."""
 
@@ -118,6 +145,8 @@ class CoreServe:
     """One ``struct pcs_serve``. `offsets`: of requests, responses, events, bulk-in, bulk-out."""
 
     def __init__(self, f2b: mmap.mmap, b2f: mmap.mmap, offsets: tuple[int, ...], kick: int, pipe: int) -> None:
+        if not (prefault(f2b) and prefault(b2f)):
+            raise MemoryError("no memory for the shared regions of another session")
         self._views = [ffi.from_buffer("uint8_t[]", f2b), ffi.from_buffer("uint8_t[]", b2f)]
         self.raw: Any = lib.pcs_serve_new(*self._views, ffi.new("uint64_t[]", offsets), kick, pipe)
         if self.raw == ffi.NULL:

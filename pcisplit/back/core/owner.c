@@ -66,26 +66,3 @@ void pcs_owner_stop(struct pcs_device *device)
     pthread_cond_broadcast(&device->owner.cond);
     pthread_mutex_unlock(&device->owner.mutex);
 }
-
-int pcs_guarded_access(volatile void *base, uint64_t size, uint64_t offset, unsigned width, int write, uint64_t *value)
-{
-    struct pcs_guard guard = {.count = 0};
-    volatile int error = 0; // survives the longjmp
-
-    if (width > size || offset > size - width)
-        return PCISPLIT_ERROR_INVALID_OFFSET;
-    pcs_guard_window(&guard, base, size);
-    pcs_guard_use(&guard);
-    if (sigsetjmp(guard.resume, 0) == 0) {
-        guard.armed = 1;
-        if (write)
-            pcisplit_mmio_write((volatile uint8_t *)base + offset, width, *value);
-        else
-            *value = pcisplit_mmio_read((volatile uint8_t *)base + offset, width);
-        guard.armed = 0;
-    } else {
-        error = PCISPLIT_ERROR_FAULTED;
-    }
-    pcs_guard_use(NULL);
-    return error;
-}

@@ -185,21 +185,26 @@ static int owners_done(struct pcs_serve *s)
     return 0;
 }
 
-// Something to take that can be taken now.
+// Something to take that can be taken now, as it is looked for after the sleeping word is set [RING-10].
 static int work(struct pcs_serve *s)
 {
-    return s->serving && !s->held && pcisplit_available(&s->requests) != 0 && room(s);
+    if (!s->serving || s->held)
+        return 0;
+    int64_t available = pcisplit_available(&s->requests), space = pcisplit_space_recheck(&s->responses);
+    if (available < 0 || space < 0)
+        end(s, PCISPLIT_ERROR_RING_OVERRUN);
+    return available != 0 && (space < 0 || space > (int64_t)s->unanswered);
 }
 
-// Sleep until something happens. Afterwards `*rang` says whether it was the doorbell.
-static void sleep_until_rung(struct pcs_serve *s, int *rang)
+// Sleep until something happens. Afterwards `rang` says whether it was the doorbell.
+static void sleep_until_rung(struct pcs_serve *s)
 {
     pcisplit_sleep_begin(&s->back->sleeping);
     if (work(s) || s->reason || owners_done(s) || front_moved(s) || atomic_load(&s->stop)) {
         pcisplit_sleep_end(&s->back->sleeping);
         return;
     }
-    *rang = pcs_events(s, pcs_mask_left(s));
+    s->rang = pcs_events(s, pcs_mask_left(s));
     pcisplit_sleep_end(&s->back->sleeping);
     pcs_unmask(s);
 }
@@ -215,40 +220,38 @@ static unsigned turn(struct pcs_serve *s)
     return done;
 }
 
-// A turn under the guard: an access that faults is answered `faulted`, and the loop goes on [THR-9].
-static unsigned guarded_turn(struct pcs_serve *s)
+static void judge(struct pcs_serve *s, unsigned done)
 {
-    if (sigsetjmp(s->guard.resume, 0)) {
-        if (!s->executing) {
-            end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing left to serve
-            return 0;
-        }
-        const union pcs_slot *request = s->executing;
-        s->executing = NULL;
-        s->result.error = PCISPLIT_ERROR_FAULTED; // its length says how far a block got
-        answer(s, request, &s->result);
-        return 1;
+    s->worked |= done || front_moved(s);
+    if (s->rang) {
+        pcs_judge_kick(s, s->worked);
+        s->worked = s->rang = 0;
     }
-    s->guard.armed = 1;
-    unsigned done = turn(s);
-    s->guard.armed = 0;
-    return done;
 }
 
-int pcs_serve_run(struct pcs_serve *s)
+// The access that the request made faulted: its answer says so, and how far a block got [THR-9, BAR-21].
+static void answer_faulted(struct pcs_serve *s)
 {
+    const union pcs_slot *request = s->executing;
+
+    s->executing = NULL;
+    s->result.error = PCISPLIT_ERROR_FAULTED;
+    answer(s, request, &s->result);
+}
+
+// Until the front, the session or Python wants something else. All of it runs under the guard, because every turn and every
+// way to sleep reads words of f2b; after a fault it begins again, so what must last is kept in `s`.
+static void loop(void *context)
+{
+    struct pcs_serve *s = context;
     uint64_t last_work = pcs_now();
     unsigned idle = 0, busy = 0;
-    int rang = 0, worked = 0;
 
-    pcs_guard_use(&s->guard);
+    if (s->executing)
+        answer_faulted(s);
     for (;;) {
-        unsigned done = guarded_turn(s);
-        worked |= done || front_moved(s);
-        if (rang) {
-            pcs_judge_kick(s, worked);
-            worked = rang = 0;
-        }
+        unsigned done = turn(s);
+        judge(s, done);
         if (atomic_load(&s->stop) || s->reason || front_moved(s))
             break;
         if (done) {
@@ -267,21 +270,29 @@ int pcs_serve_run(struct pcs_serve *s)
             last_work = t;
         if (t - last_work < s->spin_ns) {
             if (idle % 1024 == 0)
-                rang = pcs_events(s, 0);
+                s->rang = pcs_events(s, 0);
             continue;
         }
-        sleep_until_rung(s, &rang);
+        sleep_until_rung(s);
         pcs_flush(s);
         last_work = 0;
     }
     pcs_flush(s);
-    pcs_guard_use(NULL);
+    if (!atomic_load(&s->stop) && !s->reason)
+        s->front_state = pcisplit_load(&s->front->state);
+}
+
+int pcs_serve_run(struct pcs_serve *s)
+{
+    while (pcs_guarded(&s->guard, loop, s)) {
+        if (!s->executing) {
+            end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing is left to serve, and nothing of it is looked at
+            break;
+        }
+    }
     if (atomic_load(&s->stop))
         return PCS_STOPPED;
-    if (s->reason)
-        return PCS_ENDED;
-    s->front_state = pcisplit_load(&s->front->state);
-    return PCS_FRONT_STATE;
+    return s->reason ? PCS_ENDED : PCS_FRONT_STATE;
 }
 
 void pcs_serve_stop(struct pcs_serve *s)

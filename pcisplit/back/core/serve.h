@@ -126,6 +126,7 @@ struct pcs_serve {
     unsigned empty_kicks; /* in a row */
     uint64_t mask_ns, masked_until;
     int fresh;            /* the doorbell was just listened to again: its first edge is old */
+    int rang, worked;     /* the doorbell rang since it was last judged; there was work since then */
     struct pcs_guard guard;
 };
 
@@ -172,9 +173,6 @@ const void *pcs_owner_request(struct pcs_device *device);
 void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint64_t value, uint64_t detail,
                      uint32_t length);
 void pcs_owner_stop(struct pcs_device *device);
-
-/* One guarded access to mapped memory, for the owner and for tools. Returns 0 or FAULTED; the value read in *value. */
-int pcs_guarded_access(volatile void *base, uint64_t size, uint64_t offset, unsigned width, int write, uint64_t *value);
 
 /* ---- doorbell.c: waking and being woken ------------------------------------------------------------------------------ */
 

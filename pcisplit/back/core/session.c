@@ -39,7 +39,9 @@ struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, i
         pcs_serve_free(s);
         return NULL;
     }
+    // b2f too: nobody can punch it, but a page of it that was never touched may be refused when memory is short.
     pcs_guard_window(&s->guard, f2b, offsets[3] + PCISPLIT_BULK_SIZE);
+    pcs_guard_window(&s->guard, b2f, offsets[4] + PCISPLIT_BULK_SIZE);
     return s;
 }
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from pcisplit import pci
-from pcisplit.back.core.native import CoreDevice
+from pcisplit.back.core.native import CoreDevice, guarded_read
 from pcisplit.back.devices.device import AreaKind, Device
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables
@@ -137,7 +137,9 @@ class Owner:
         return 0
 
     def _write_block(self, request: Request) -> int:
-        data = bytes(self._bulk_in[request.bulk : request.bulk + request.length])  # copied once [BAR-22]
+        data = guarded_read(self._bulk_in, request.bulk, request.length)  # copied once [BAR-22]
+        if data is None:
+            raise DeviceError(Error.FAULTED, "bulk-in is gone")
         for done in range(0, request.length, request.width):
             value = int.from_bytes(data[done : done + request.width], "little")
             self._access(request, request.offset + done, value)
