@@ -43,8 +43,10 @@ static void compose(union pcs_slot *slot, const struct pcisplit_request *r, cons
 static void count_failure(struct pcs_serve *s, struct pcs_device *device, int error)
 {
     pcs_count(&s->back->refused);
-    if (device)
+    if (device) {
         pcs_count(&device->state->refused);
+        atomic_fetch_add_explicit(&device->refused, 1, memory_order_relaxed);
+    }
     if (error == PCISPLIT_ERROR_STALE)
         pcs_count(&s->back->stale);
 }
@@ -55,6 +57,7 @@ static void count_posted_failure(struct pcs_serve *s, struct pcs_device *device,
     device->state->last_posted_error = result->error;
     device->state->last_posted_rule = result->rule;
     pcs_count(&device->state->posted_errors);
+    atomic_fetch_add_explicit(&device->posted_errors, 1, memory_order_relaxed);
     pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)result->error);
 }
 
@@ -94,7 +97,7 @@ static void execute(struct pcs_serve *s, struct pcs_device *device, const union 
     if (verdict == PCS_ANSWERED) {
         answer(s, request, &s->result);
     } else {
-        device->parked = 1;
+        device->parked |= PCS_PARKED;
         pcs_owner_ask(&device->owner, request);
     }
 }
@@ -106,6 +109,13 @@ static int room(struct pcs_serve *s)
     if (space < 0)
         end(s, PCISPLIT_ERROR_RING_OVERRUN);
     return space > (int64_t)s->unanswered;
+}
+
+// Requests of a device that wait because it is parked or held.
+static uint32_t waiting(const struct pcs_device *device)
+{
+    return atomic_load_explicit(&device->tail, memory_order_relaxed) -
+           atomic_load_explicit(&device->head, memory_order_relaxed);
 }
 
 // Take requests up to the budget of a turn. Returns how many were taken.
@@ -129,9 +139,9 @@ static unsigned consume(struct pcs_serve *s)
         s->held = 0;
         unsigned index = s->next.request.device;
         struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
-        if (!device || (!device->parked && device->head == device->tail)) {
+        if (!device || (!device->parked && !waiting(device))) {
             execute(s, device, &s->next);
-        } else if (device->tail - device->head < PCISPLIT_REQUEST_SLOTS) {
+        } else if (waiting(device) < PCISPLIT_REQUEST_SLOTS) {
             device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->next;
         } else {
             s->held = 1; // nothing more is taken until this device has room: the ring bounds what waits
@@ -157,12 +167,12 @@ static unsigned collect_owners(struct pcs_serve *s)
 
     for (unsigned i = 0; i < s->devices; i++) {
         struct pcs_device *device = s->device[i];
-        if (device->parked && pcs_owner_take(&device->owner, &result)) {
+        if (device->parked & PCS_PARKED && pcs_owner_take(&device->owner, &result)) {
             answer(s, &device->owner.request, &result);
-            device->parked = 0;
+            device->parked &= ~(unsigned)PCS_PARKED;
             done++;
         }
-        for (unsigned n = 0; !device->parked && device->head != device->tail && n < PCS_TURN_OPS; n++) {
+        for (unsigned n = 0; !device->parked && waiting(device) && n < PCS_TURN_OPS; n++) {
             execute(s, device, &device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS]);
             done++;
         }
@@ -180,7 +190,7 @@ static int front_moved(struct pcs_serve *s)
 static int owners_done(struct pcs_serve *s)
 {
     for (unsigned i = 0; i < s->devices; i++)
-        if (s->device[i]->parked && s->device[i]->owner.state == PCS_OWNER_DONE)
+        if (s->device[i]->parked & PCS_PARKED && s->device[i]->owner.state == PCS_OWNER_DONE)
             return 1;
     return 0;
 }
@@ -213,6 +223,8 @@ static void sleep_until_rung(struct pcs_serve *s)
 
 static unsigned turn(struct pcs_serve *s)
 {
+    if (atomic_load_explicit(&s->attention, memory_order_relaxed)) // looked at again after each wait
+        pcs_attend_holds(s);
     unsigned done = collect_owners(s);
     if (s->serving)
         done += consume(s);
@@ -284,12 +296,16 @@ static void loop(void *context)
 
 int pcs_serve_run(struct pcs_serve *s)
 {
+    atomic_store(&s->running, 1);
+    pcs_attend_holds(s);
     while (pcs_guarded(&s->guard, loop, s)) {
         if (!s->executing) {
             end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing is left to serve, and nothing of it is looked at
             break;
         }
     }
+    atomic_store(&s->running, 0);
+    pcs_attend_holds(s); // whoever waits for a loop that has ended need not
     if (atomic_load(&s->stop))
         return PCS_STOPPED;
     return s->reason ? PCS_ENDED : PCS_FRONT_STATE;

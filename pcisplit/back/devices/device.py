@@ -28,7 +28,9 @@ class Area(NamedTuple):
     """Octets `start` to `end` (exclusive) of a BAR. `widths` is the sum of the widths (1, 2, 4, 8) it can be accessed in.
 
     A MAPPED area has `mapping`, a writable buffer whose octet 0 is at `start`, and an access may cost `read_ns` or
-    `write_ns` nanoseconds more than the memory does (models that imitate a slow bus).
+    `write_ns` nanoseconds more than the memory does (models that imitate a slow bus). An OWNER area that is a part of a file
+    has its descriptor `fd` and the `position` in it of the octet at `start`: the core accesses it by pread and pwrite of
+    exactly the width. With `fd` -1 it is trapped: ``bar_read`` and ``bar_write``.
     """
 
     start: int
@@ -38,6 +40,8 @@ class Area(NamedTuple):
     mapping: mmap.mmap | None = None
     read_ns: int = 0
     write_ns: int = 0
+    fd: int = -1
+    position: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pcisplit.back.host import dma
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables, compile_tables
 from pcisplit.back.supervisor.registry import Entry
-from pcisplit.back.worker.owner import Owner, bulk_views
+from pcisplit.back.worker.owner import Owner
 from pcisplit.back.worker.teardown import Teardown, master_off, wait_transactions
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
@@ -74,7 +74,6 @@ class BackSession:
         self._eventfds: list[tuple[int, ...]] = []
         self._fds: list[int] = []  # closed at the end, in step 8
         self._maps: list[mmap.mmap] = []
-        self._views: list[memoryview] = []
         self._memory: dma.DmaMemory | None = None
         self._serve: CoreServe | None = None
         self._front = State.UNKNOWN
@@ -101,7 +100,6 @@ class BackSession:
         self._state = State.INITIALISING
         self._serve = CoreServe(f2b, b2f, OFFSETS, bell.kick, bell.ring)
         self._serve.configure(self._spin, self.features)
-        self._views += bulk_views(f2b, b2f, OFFSETS, wire.BULK_SIZE)
         fds = [f2b_fd, b2f_fd, bell.kick, bell.rung] + ([self._memory.fd] if self._memory else [])
         devices = tuple(self._add_device(index, fds) for index in range(len(self.entries)))
         if len(fds) > wire.MAX_FDS:
@@ -137,7 +135,7 @@ class BackSession:
         self._serve.add(core, state_offset)
         core.set_state(DeviceState.ACQUIRED, 1)
         shared = any(other.device.group == device.group for other in self.entries if other is not entry)
-        self.owners.append(Owner(device, core, tables, vectors, self._views[0], self._views[1], self.log, shared))
+        self.owners.append(Owner(device, core, tables, vectors, self.log, shared))
         places = [len(fds) + vector if direct else wire.NO_FD for vector in range(len(vectors))]
         fds += vectors if direct else ()
         return self._describe(index, config, tables, state_offset, places)
@@ -297,8 +295,6 @@ class BackSession:
         for entry, core in zip(self.entries, self._cores, strict=False):
             self.refusals[entry.name] = {rule.name.lower(): count for rule, count in core.refusals().items()}
             core.free()
-        for view in self._views:
-            view.release()
         for memory in self._maps:
             memory.close()
         if self._memory is not None:
