@@ -31,6 +31,7 @@ COMMAND_MASTER = 1 << 2
 COMMAND_INTX_DISABLE = 1 << 10
 
 STATUS_CAP_LIST = 1 << 4
+STATUS_ERRORS = 0xF900  #: signalled and detected errors, write-one-to-clear (PCI Local Bus 3.0, 6.2.3)
 
 BAR_IO = 0x1
 BAR_MEM64 = 0x4

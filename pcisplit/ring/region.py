@@ -47,5 +47,6 @@ def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     if seals & wanted != wanted:
         text = f"region {name} has seals {seals:#x}, not {wanted:#x}: the back could change its size under us"
         raise RemoteProtocolError(Error.OP_FAILED, text)
-    if os.fstatvfs(fd).f_bsize > mmap.PAGESIZE:  # the host may have no huge page left when one is first touched
+    # The host may have no huge page left when one is first touched. Of DMA memory, which may have them, a mapping reserves them.
+    if wanted != SIZE_SEALS and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE:
         raise RemoteProtocolError(Error.OP_FAILED, f"region {name} is made of huge pages [REG-1]")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pcisplit import wire
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.errors import PcisplitError, RemoteProtocolError
-from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, SIZE_SEALS, check_seals, create_region
+from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, check_seals, create_region
 from pcisplit.vectors import BOOT
 from pcisplit.wire import RegionIndex
 from tests.liar import B2F, F2B, Liar
@@ -74,7 +74,7 @@ def test_regions_of_huge_pages_are_refused() -> None:
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, B2F_SEALS)
         with pytest.raises(RemoteProtocolError, match="huge pages"):
-            check_seals(fd, SIZE_SEALS, size, "dma")
+            check_seals(fd, B2F_SEALS, size, "b2f")
     finally:
         os.close(fd)
 

@@ -32,7 +32,7 @@ class Control:
 
     def stats(self) -> dict[str, Any]:
         """Counters, without waiting for anybody."""
-        devices = [owner.snapshot() for owner in self._session.owners]
+        devices = [device_counters(owner.snapshot()) for owner in self._session.owners]
         return {"state": self._session.state.name.lower(), "session": self._session.counters(), "devices": devices}
 
     def dump(self, device: int, hardware: bool, done: Answer, refuse: Refuse) -> None:
@@ -50,6 +50,13 @@ class Control:
                 done({"octets": octets.hex()})
 
         self._jobs.put(job)
+
+
+def device_counters(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """The whole numbers of an owner's snapshot, and its refusals by rule."""
+    names = ("generation", "requests", "refused", "posted_errors", "queued", "slices", "calls", "events", "deadlines")
+    counters = {name: snapshot[name] for name in names} | {"owner_us": snapshot["owner_ns"] // 1000}
+    return {"counters": counters, "refused": snapshot["refusals"]}
 
 
 def read_space(owner: Owner, hardware: bool) -> bytes:

@@ -31,7 +31,7 @@ from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
 from pcisplit.back.worker.control import Control
 from pcisplit.back.worker.session import WorkerSession
 from pcisplit.errors import DeviceError, known_error
-from pcisplit.wire import Error, Feature, ResetMethod, State, VectorMode
+from pcisplit.wire import Error, Feature, ResetMethod, VectorMode
 
 #: Octets of address space that a worker may take beyond what its session begins with.
 SPARE_MEMORY = 64 << 20
@@ -137,7 +137,7 @@ class Worker:
             vectors=tuple(tuple(next(take) for _ in range(device.vectors)) for device in order.devices),
         )
         functions: list[Function] = [self._function(index, device, take) for index, device in enumerate(devices)]
-        session = self._session = WorkerSession(order, resources, functions, self._initialised)
+        session = self._session = WorkerSession(order, resources, functions, self._initialised, self._connected)
         boot_info = session.open()
         session.start()
         self._control = Control(session)
@@ -158,6 +158,9 @@ class Worker:
     def _initialised(self) -> None:
         self.ask("initialised")
 
+    def _connected(self) -> None:
+        self._channel.send({"tell": "connected"})
+
     # -- while it runs ----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -169,7 +172,6 @@ class Worker:
             told = session.close()
             over = {
                 "reason": int(session.reason),
-                "connected": session.front is not State.UNKNOWN,
                 "steps": [list(step) for step in told.steps],
                 "refusals": session.refusals,
                 "unreset": session.unreset,

@@ -15,7 +15,7 @@ from pcisplit.back.host.resources import Resources
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.teardown import Teardown
 from pcisplit.back.worker.assemble import Assembled, SessionOrder, assemble
-from pcisplit.back.worker.owner import Owner, bulk_views
+from pcisplit.back.worker.owner import Owner
 from pcisplit.errors import DeviceError
 from pcisplit.states import front_step_untrusted
 from pcisplit.wire import DeviceState, Error, State, VectorMode
@@ -28,7 +28,7 @@ class WorkerSession:
     """`functions` are acquired, `resources` are ours to close. Call ``open``, then ``serve``, then ``close``.
 
     `initialised` is called when the front has mapped its regions, before it is served [REG-3]; it raises DeviceError if the
-    session cannot go on.
+    session cannot go on. `connected` is called when the front has come to be Connected [LIFE-8].
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class WorkerSession:
         resources: Resources,
         functions: Sequence[Function],
         initialised: Callable[[], None] = lambda: None,
+        connected: Callable[[], None] = lambda: None,
     ) -> None:
         self.order, self.resources, self.functions = order, resources, list(functions)
         self.log = LimitedLog(session=order.number)
@@ -44,10 +45,9 @@ class WorkerSession:
         self.reason = Error.SUCCESS
         self.refusals: dict[str, dict[str, int]] = {}  #: after close: refused accesses, by device and rule
         self.unreset: dict[str, str] = {}  #: after close: why a function was not reset, by spec
-        self._initialised = initialised
+        self._initialised, self._connected = initialised, connected
         self._cores: list[CoreDevice] = []
         self._maps: list[mmap.mmap] = []
-        self._views: list[memoryview] = []
         self._threads: list[threading.Thread] = []
         self._serve: CoreServe | None = None
         self._front = State.UNKNOWN
@@ -68,7 +68,6 @@ class WorkerSession:
         self._state = State.INITIALISING
         self._serve = CoreServe(f2b, b2f, layout.OFFSETS, fds.kick, fds.ring)
         self._serve.configure(self.order.spin, self.order.features)
-        self._views += bulk_views(f2b, b2f, layout.OFFSETS, wire.BULK_SIZE)
         if self.order.dma_size:
             for function in self._ours():
                 function.map_dma(fds.dma, self.order.dma_size, self.order.dma_iova)
@@ -91,8 +90,15 @@ class WorkerSession:
             core.set_vector(vector, -1 if order.mode is VectorMode.DIRECT else fd)
         self._serve.add(core, layout.state_offset(index))
         core.set_state(DeviceState.ACQUIRED, 1)
-        bulk_in, bulk_out = self._views
-        self.owners.append(Owner(function, core, tables, vectors, bulk_in, bulk_out, self.log, order.shared))
+        owner = Owner(function, core, tables, vectors, self.log, order.shared)
+        owner.on_event = self._device_event
+        function.events()  # made now: a jailed owner makes no descriptor
+        self.owners.append(owner)
+
+    def _device_event(self, names: set[str]) -> None:
+        """The kernel wants a device back (req), or its bus had an error (err): until recovery is built, the session ends."""
+        self.end(Error.GONE if "req" in names else Error.FAULTED)
+        self.stop()
 
     def _ours(self) -> list[Function]:
         """Those that no keeper has: models."""
@@ -136,6 +142,8 @@ class WorkerSession:
         self._front = new
         if new in (State.INITIALISED, State.CONNECTED) and self._state is State.INIT_WAIT:
             return self._connect()
+        if new is State.CONNECTED:
+            self._connected()
         return new not in (State.CLOSING, State.CLOSED)
 
     def _connect(self) -> bool:
@@ -183,7 +191,8 @@ class WorkerSession:
             if self.reason is not Error.SUCCESS:
                 self._serve.set_reason(self.reason)
             self._step(State.CLOSING)
-        if not done.step("stop owners", self._stop_owners):
+        self.stop_owners()
+        if not done.step("stop owners", self._join_owners):
             return done  # one is still inside of its device: nothing may be taken from under it
         done.step("detach doorbells", lambda: os.close(self.resources.kick))
         ours = self._ours()
@@ -198,9 +207,12 @@ class WorkerSession:
             done.step("close device", function.close, function.spec)
         return done
 
-    def _stop_owners(self) -> None:
-        for owner in self.owners:
-            owner.stop()
+    def stop_owners(self) -> None:
+        """Have each owner end when it has done what it is inside of."""
+        for core in self._cores:
+            core.owner_stop()
+
+    def _join_owners(self) -> None:
         for thread, owner in zip(self._threads, self.owners, strict=False):
             thread.join(OWNERS_SECONDS)
             if thread.is_alive():
@@ -221,8 +233,6 @@ class WorkerSession:
         for order, core in zip(self.order.devices, self._cores, strict=False):
             self.refusals[order.name] = {rule.name.lower(): count for rule, count in core.refusals().items()}
             core.free()
-        for view in self._views:
-            view.release()
         for memory in self._maps:
             memory.close()
         for fd in [*self.resources.all(), self.resources.rung]:

@@ -136,7 +136,10 @@ class ModelDevice:
         return int.from_bytes(self._config[offset : offset + width], "little")
 
     def config_write(self, offset: int, width: int, value: int) -> None:
-        self._config[offset : offset + width] = value.to_bytes(width, "little")
+        for at, octet in enumerate(value.to_bytes(width, "little"), offset):
+            if at in (pci.STATUS, pci.STATUS + 1):  # a 1 clears an error, the rest is read-only
+                octet = self._config[at] & ~(octet & pci.STATUS_ERRORS >> 8 * (at - pci.STATUS))
+            self._config[at] = octet
         self.iommu.master = bool(self.config_read(pci.COMMAND, 2) & pci.COMMAND_MASTER)
 
     # -- memory -----------------------------------------------------------------------------------------------
