@@ -346,7 +346,7 @@ def test_harden_makes_the_process_undumpable() -> None:
 
 
 @pytest.mark.clause("LIFE-13")
-@pytest.mark.parametrize("failing", ["mmap.mmap", "CoreServe", "bulk_views", "assemble", "Owner"])
+@pytest.mark.parametrize("failing", ["mmap.mmap", "CoreServe", "CoreDevice", "assemble", "Owner"])
 def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Whatever fails while a session is opened, no descriptor stays and every step of the teardown is done."""
     from pcisplit.back.host import resources

@@ -3,6 +3,8 @@
 
 import contextlib
 import ctypes
+import fcntl
+import mmap
 import os
 import queue
 import re
@@ -21,6 +23,7 @@ from pcisplit._core import ffi
 from pcisplit.errors import AccessError, AccessTimeout, BusyError, MeetingRefused, SessionGone
 from pcisplit.front import Session, connect
 from pcisplit.messages import Need, Reply, parse_hello_untrusted
+from pcisplit.ring.region import LATE_F2B_SEALS
 from pcisplit.rules import Rule, rule_name
 from pcisplit.wire import Error
 from tests.conftest import Backend
@@ -530,3 +533,14 @@ def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
         refused = coming.result()
         assert isinstance(refused, MeetingRefused)
         assert refused.sentence == "seen"
+
+
+@pytest.mark.clause("REG-7", "REG-3")
+def test_the_front_has_mapped_its_regions_before_their_last_seals(session: Session) -> None:
+    """It goes on writing f2b although the kernel gives nobody a further mapping for it."""
+    f2b = session._fds[0]
+    assert fcntl.fcntl(f2b, fcntl.F_GET_SEALS) & LATE_F2B_SEALS == LATE_F2B_SEALS
+    with pytest.raises(PermissionError):
+        mmap.mmap(f2b, mmap.PAGESIZE)
+    session.acquire("ram0").bar(0).write32(0, 7)
+    assert session.acquire("ram0").bar(0).read32(0) == 7

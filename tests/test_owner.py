@@ -140,7 +140,7 @@ def test_events_of_the_device_reach_its_owner_each_time() -> None:
         os.eventfd_write(device.fds["req"], 1)
         until(lambda: len(seen) == 4)
         assert [names for names, _ in seen] == [{"err"}] * 3 + [{"req"}]
-        assert {thread for _, thread in seen} == {pair._threads[1].ident}
+        assert {thread for _, thread in seen} == {pair.back._threads[0].ident}
         assert pair.back.owners[1].snapshot()["events"] == 0
     for fd in (*device.fds.values(), *other.fds.values()):
         os.close(fd)
@@ -238,7 +238,7 @@ def test_holding_waits_for_no_loop_that_does_not_run() -> None:
     with Pair(device, start=False) as pair:
         owner = pair.back.owners[0]
         threads = [threading.Thread(target=work, daemon=True) for work in (owner.run, pair.back.serve)]
-        pair._threads[:] = [threads[1], threads[0]]  # as stop() expects them
+        pair._threads, pair.back._threads = [threads[1]], [threads[0]]  # as stop() expects them
 
         def hold(owner: Owner) -> str:
             with owner.held():
