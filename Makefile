@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-quick check lab bench gen clean
+.PHONY: help demo test test-quick check lab bench fuzz fresh gen clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,14 @@ lab: $(VENV)/.ready-dev ## only the tests against real VFIO
 
 bench: $(VENV)/.ready-dev ## latency and throughput against the floor of this machine
 	@$(BIN)/python bench/bench.py
+
+fuzz: $(VENV)/.ready-dev ## libFuzzer on both ends of the rings: make fuzz SECONDS=600, both together
+	@tools/system-packages test
+	@$(BIN)/python -m tests.fuzz $(or $(SECONDS),600)
+
+fresh: ## as root: the README's two commands on a bare Debian: make fresh SUITE=trixie [COMMAND="make demo"]
+	@tools/system-packages fresh
+	@$(PYTHON) tools/fresh $(or $(SUITE),bookworm) $(if $(COMMAND),"$(COMMAND)")
 
 gen: $(VENV)/.ready-dev ## write the generated files anew
 	@$(BIN)/python -m pcisplit.gen
