@@ -94,6 +94,7 @@ NOT_OBSERVABLE = {
     "THR-11": "what a lock that a peer holds keeps waiting is inside the backend",
     "ORD-2": "needs a device that is parked for a time the peer can choose",
     "ORD-15": "allows, and demands nothing",
+    "LIFE-9": "the processes of the backend are not on the wire",
     "LIFE-10": "the order of the teardown " + _INSIDE,
     "LIFE-11": "the moment of unmapping " + _INSIDE,
     "LIFE-14": "the context of an IOMMU group " + _INSIDE,

@@ -41,9 +41,11 @@ Listener = Callable[[Message], None]
 
 
 class Line:
-    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall and die."""
+    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall, flood and die."""
 
     SEND_SECONDS = 2.0
+    MOST_PER_SECOND = 500  #: messages that are no answers; who says more is cut off
+    MOST_AT_ONCE = 32  #: requests that may wait for our answer
 
     def __init__(self, end: socket.socket, name: str) -> None:
         end.setblocking(False)
@@ -55,6 +57,7 @@ class Line:
         self.problem = ""  #: why it ended, if the other side broke the rules
         self._waiting: dict[int, trio.MemorySendChannel[tuple[Message, list[int]]]] = {}
         self._last = 0
+        self._second, self._said, self._answering = 0, 0, 0
         self._sending = trio.Lock()
 
     async def ask(
@@ -140,6 +143,7 @@ class Line:
                 close_all(fds)  # late, or never asked for
                 return
             close_all(fds)  # only answers bring any
+            self._count()
             if "tell" in message:
                 if (listener := self.listeners.get(message["tell"])) is not None:
                     listener(message)
@@ -149,7 +153,22 @@ class Line:
             close_all(fds)
             raise ChannelError(str(problem)) from None
 
+    def _count(self) -> None:
+        """One more message that nobody asked for."""
+        second = int(trio.current_time())
+        self._said = self._said + 1 if second == self._second else 1
+        self._second = second
+        if self._said > self.MOST_PER_SECOND or self._answering >= self.MOST_AT_ONCE:
+            raise ChannelError("more of them than anybody could need")
+
     async def _answer(self, message: Message) -> None:
+        self._answering += 1
+        try:
+            await self._answer_one(message)
+        finally:
+            self._answering -= 1
+
+    async def _answer_one(self, message: Message) -> None:
         handler = self.handlers.get(message["do"])
         reply: Message
         try:

@@ -9,7 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,16 +19,24 @@ import trio
 from pcisplit import wire
 from pcisplit.back.channel import Message, close_all
 from pcisplit.back.devices.device import IovaRange
-from pcisplit.back.devices.vfio.describe import Description
 from pcisplit.back.host import dma, resources
 from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import PeerLog, escape
+from pcisplit.back.supervisor.facts import hardware_facts, model_facts, too_many
 from pcisplit.back.supervisor.keepers import Keeper, Keepers
 from pcisplit.back.supervisor.processes import Process, Zygote
 from pcisplit.back.supervisor.registry import Entry, Peer
+from pcisplit.back.supervisor.report import (
+    MALFORMED,
+    describe_status,
+    log_untrusted,
+    octets_untrusted,
+    report_untrusted,
+    stats_untrusted,
+)
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.back.teardown import Step
-from pcisplit.errors import DeviceError, known_error
+from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
 from pcisplit.wire import Error, VectorMode
 
@@ -67,6 +74,7 @@ class Session:
         self.steps: list[Step] = []
         self.refusals: dict[str, dict[str, int]] = {}
         self.over = trio.Event()  #: torn down to the end
+        self.unclean: list[Keeper] = []  #: after ``close``: those that could not let go of their group yet
         self.worker: Process | None = None
         self._needs, self._house = list(needs), house
         self._keepers: list[Keeper] = []
@@ -74,6 +82,8 @@ class Session:
         self._f2b = -1
         self._uid: int | None = None
         self._said: Message | None = None  # the worker's last word
+        self._not_reset: dict[str, str] = {}  # hardware whose reset failed, by name
+        self._unreset: dict[str, str] | None = None  # what it says of its models that were not reset, by name
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
@@ -214,14 +224,8 @@ class Session:
 
     def _worker_log(self, message: Message) -> None:
         """A line of the worker's log, as limited and escaped as if the front had written it."""
-        level = message["level"] if message["level"] in ("info", "warning", "error") else "warning"
-        fields = {
-            escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(str(value), 2000)
-            for key, value in list(message["fields"].items())[:12]
-        }
-        for ours in ("uid", "event", "level", "session"):
-            fields.pop(ours, None)
-        self._house.log(self.peer.uid, escape(str(message["event"])), level, session=self.number, **fields)
+        level, event, fields = log_untrusted(message)
+        self._house.log(self.peer.uid, event, level, session=self.number, **fields)
 
     async def _seal(self, message: Message) -> dict[str, Any]:
         """The front has mapped f2b: it gets its last seals, by a process that may hang in it [REG-3]."""
@@ -259,7 +263,7 @@ class Session:
             said, fds = await self.worker.line.ask("stats", seconds)
             close_all(fds)
             return stats_untrusted(said, [entry.name for entry in self.entries])
-        except (DeviceError, KeyError, TypeError, ValueError, AttributeError):
+        except (DeviceError, *MALFORMED):
             return {}
 
     async def dump(self, name: str, hardware: bool, seconds: float) -> str:
@@ -269,10 +273,11 @@ class Session:
         index = [entry.name for entry in self.entries].index(name)
         said, fds = await self.worker.line.ask("dump", seconds, device=index, hardware=hardware)
         close_all(fds)
-        octets = said.get("octets")
-        if not isinstance(octets, str) or len(octets) not in (512, 8192) or not set(octets) <= set("0123456789abcdef"):
-            raise DeviceError(Error.OP_FAILED, f"the worker of {self.name} did not give configuration space")
-        return octets
+        try:
+            return octets_untrusted(said)
+        except MALFORMED:
+            text = f"the worker of {self.name} did not give configuration space"
+            raise DeviceError(Error.OP_FAILED, text) from None
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -352,66 +357,53 @@ class Session:
                 self.reason = Error.OP_FAILED
             return
         try:
-            reason = known_error(int(said["reason"]))
-            steps = [Step(*(escape(str(text), 240) for text in step)) for step in said["steps"][:100]]
-            refusals = {
-                escape(str(name), 67): {escape(str(rule), 30): int(count) for rule, count in rules.items()}
-                for name, rules in list(said["refusals"].items())[: wire.MAX_DEVICES]
-            }
-            unreset = {str(spec): escape(str(why), 240) for spec, why in said["unreset"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            report = report_untrusted(said)
+        except MALFORMED as problem:
             self.steps.append(Step("worker", "", "", f"its report is none: {escape(repr(problem))}"))
-            self._said = {"unreset": {}}
             return
         if self.reason is Error.SUCCESS:
-            self.reason = reason
-        self.steps += steps
-        self.refusals = {name: rules for name, rules in refusals.items() if rules}
-        self._said = {"unreset": unreset}
+            self.reason = report.reason
+        self.steps += report.steps
+        self.refusals = report.refusals
+        self._unreset = report.unreset
 
     async def _finish(self) -> dict[str, str]:
-        """The keepers' safe order, and what models tell of themselves."""
+        """The keepers' safe order, and what models tell of themselves. Returns why a device is quarantined, by name."""
         quarantined: dict[str, str] = {}
         for keeper in self._keepers:
-            steps, unreset = await keeper.finish()
-            self.steps += steps
-            for entry in self.entries:
-                if entry.device.group == keeper.group:
-                    why = unreset.get(entry.device.spec) or unreset.get("")
-                    if why and (unreset.get("") or not self._house.allow_no_reset):
-                        quarantined[entry.name] = why
-        unreset = (self._said or {}).get("unreset", {})
+            quarantined |= await self._finish_group(keeper)
         for entry in self.entries:
             if "bdf" in entry.what or self._house.allow_no_reset:
                 continue
-            why = unreset.get(entry.device.spec)
-            if self._said is None and not model_facts(entry)["resettable"]:
+            why = (self._unreset or {}).get(entry.name, "")
+            if self._unreset is None and not model_facts(entry)["resettable"]:
                 why = "it has no reset, and its worker did not end well"
-            if why:
-                quarantined[entry.name] = why
+            quarantined |= {entry.name: why} if why else {}
         return quarantined
 
+    async def _finish_group(self, keeper: Keeper) -> dict[str, str]:
+        steps, unclean, unreset = await keeper.finish()
+        self.steps += steps
+        if unclean and keeper not in self.unclean:
+            self.unclean.append(keeper)
+        elif not unclean and keeper in self.unclean:
+            self.unclean.remove(keeper)
+        quarantined: dict[str, str] = {}
+        for entry in self.entries:
+            if entry.device.group == keeper.group:
+                if spared := unreset.get(entry.device.spec, ""):
+                    self._not_reset[entry.name] = spared
+                why = unclean or ("" if self._house.allow_no_reset else self._not_reset.get(entry.name, ""))
+                quarantined |= {entry.name: why} if why else {}
+        return quarantined
 
-def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A worker's counters: whole numbers under short names, and nothing else. KeyError, TypeError, ValueError."""
-
-    def numbers(table: Any) -> dict[str, int]:
-        return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
-
-    devices: list[dict[str, Any]] = [
-        {"name": name, "counters": numbers(device["counters"]), "refused": numbers(device["refused"])}
-        for name, device in zip(names, said["devices"], strict=True)
-    ]
-    refused: dict[str, int] = {}
-    for device in devices:
-        for rule, count in device["refused"].items():
-            refused[rule] = refused.get(rule, 0) + count
-    return {
-        "state": escape(str(said["state"]), 20),
-        "session": numbers(said["session"]),
-        "refused": refused,
-        "devices": devices,
-    }
+    async def finish_late(self) -> dict[str, str]:
+        """Try again what a keeper could not do. Returns for each of its devices why it is quarantined now, or nothing."""
+        late: dict[str, str] = {}
+        for keeper in list(self.unclean):
+            quarantined = await self._finish_group(keeper)
+            late |= {e.name: quarantined.get(e.name, "") for e in self.entries if e.device.group == keeper.group}
+        return late
 
 
 async def first_of(*events: trio.Event) -> None:
@@ -424,43 +416,3 @@ async def first_of(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
         for event in events:
             nursery.start_soon(wait, event)
-
-
-def hardware_facts(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a keeper found out of a function, in the same words as ``model_facts``."""
-    known = Description.from_json(description)
-    return {
-        "vfio": description,
-        "msi": known.interrupts.msi,
-        "msix": known.interrupts.msix,
-        "dma_bits": 64,  # a PCI function does not say how many it has
-        "iova_ranges": known.iova_ranges,
-        "resettable": bool(known.resets.methods),
-    }
-
-
-def model_facts(entry: Entry) -> dict[str, Any]:
-    """What is known of a model before it is made."""
-    model: Any = entry.device
-    return {
-        "msi": model.interrupts.msi,
-        "msix": model.interrupts.msix,
-        "dma_bits": model.dma_bits,
-        "iova_ranges": model.iova_ranges,
-        "resettable": bool(model.reset_methods),
-    }
-
-
-def too_many(name: str, has: int, wanted: int, function: Mapping[str, Any]) -> str:
-    """The sentence of a refusal for vectors [MEET-17]."""
-    text = f"{name} has {has} vectors, the front asks for {wanted}"
-    if not has and function["msix"]:
-        return f"{text}: it has MSI-X only ({function['msix']} vectors), which this back has not built; ask for none and poll"
-    return f"{text}; ask for {has or 'none'}"
-
-
-def describe_status(status: int) -> str:
-    """A status of waitpid, in words."""
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.WEXITSTATUS(status)}"
