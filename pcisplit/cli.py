@@ -57,7 +57,7 @@ def serve(devices: tuple[str, ...], path: Path, dma: int, spin: float, allow_no_
 
     \b
     SPEC is one of
-      0000:03:00.0    a PCI device bound to vfio-pci
+      0000:03:00.0    a PCI device bound to vfio-pci (reset=flr|af|pm|bus|none)
       model:edu       QEMU's educational device, in this process (dma_ms=, reset=)
       model:ram       memory BARs (size=, read=NS, write=NS, reset=)
       dump:FILE       configuration space from lspci -xxxx
