@@ -94,8 +94,11 @@ NOT_OBSERVABLE = {
     "LIFE-10": "the order of the teardown " + _INSIDE,
     "LIFE-11": "the moment of unmapping " + _INSIDE,
     "LIFE-12": "needs a device whose reset fails",
+    "LIFE-14": "the IOMMU context of a session " + _INSIDE,
+    "LIFE-26": "a method of reset leaves no mark that says which it was",
     "CFG-5": "no counter by rule is on the wire",
     "CFG-12": _BROKEN_DEVICE,
     "DMA-4": "the IOMMU group of a device is not on the wire",
+    "DMA-9": "the host's addresses are not on the wire",
     "VER-3": "speaks of later versions",
 }
