@@ -21,7 +21,7 @@ from typing import Any
 from pcisplit.back import log
 from pcisplit.back.channel import Channel, ChannelClosed, Message, answer, close_all, failure
 from pcisplit.back.devices.vfio.acquire import acquire
-from pcisplit.back.devices.vfio.checks import find_group
+from pcisplit.back.devices.vfio.checks import check_function
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.teardown import Teardown
@@ -102,11 +102,9 @@ class Keeper:
     def _acquire(self, whats: Sequence[dict[str, Any]]) -> None:
         for what in whats:
             bdf, expected = Bdf.parse(what["bdf"]), tuple(what["id"]) if what["id"] else None
-            number = find_group(bdf)
+            check_function(bdf, what["group"], expected)
             if self._group is None:
-                self._group = Group(number)
-            if number != self._group.number:
-                raise DeviceError(Error.DEVICE_FAILED, f"{bdf}: has moved to another IOMMU group; restart the backend")
+                self._group = Group(what["group"])
             if not self._functions:
                 self._group.end()  # of a session that could not end in time: once more
                 self._group.begin()
