@@ -4,24 +4,47 @@
 #include "pcifront_host.h"
 #include "serve.h"
 
+#include <stdlib.h>
 #include <unistd.h>
+
+struct pcs_tally {
+    uint32_t doing, queued;
+    uint64_t since, now, requests, slices, ns, refused, posted_errors;
+};
 
 // Shared words and device registers, for tools and tests. `at` is aligned.
 static uint32_t pcisplit_word_load(const void *at) { return pcisplit_load(at); }
 static void pcisplit_word_store(void *at, uint32_t value) { pcisplit_store(at, value); }
 
-// Tables of configuration space, each `config.size` octets: value, from_device, write, to_device, quiet, zero, rule.
-static uint8_t *pcs_device_table(struct pcs_device *d, unsigned which)
+// A table of configuration space: `config.size` elements, of 2 octets for the rules, else 1.
+static void *pcs_device_table(struct pcs_device *d, unsigned which)
 {
     struct pcs_config *c = &d->config;
-    uint8_t *tables[] = {c->value, c->from_device, c->write, c->to_device, c->quiet, c->zero, c->rule};
-    return which < 7 ? tables[which] : NULL;
+    void *tables[] = {
+        [PCS_TABLE_VALUE] = c->value,     [PCS_TABLE_HARDWARE] = c->hardware, [PCS_TABLE_VIRTUAL] = c->virtual,
+        [PCS_TABLE_THROUGH] = c->through, [PCS_TABLE_CLEAR] = c->clear,       [PCS_TABLE_IGNORE] = c->ignore,
+        [PCS_TABLE_ZERO] = c->zero,       [PCS_TABLE_TRAP] = c->trap,         [PCS_TABLE_RULE] = c->rule,
+    };
+    return tables[which];
 }
 
-static void pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned vectors)
+// Once, before the loop starts. `rules`: ids below it are counted. Returns 0 or -1.
+static int pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned vectors, unsigned rules)
 {
     d->config.size = config_size;
     d->vectors = vectors;
+    d->config.hits = calloc(rules, sizeof *d->config.hits);
+    d->config.rules = d->config.hits ? rules : 0;
+    return d->config.hits ? 0 : -1;
+}
+
+static int pcs_device_area(struct pcs_device *d, unsigned bar, uint64_t start, uint64_t end, unsigned kind,
+                           unsigned widths, void *base, uint32_t read_ns, uint32_t write_ns, int fd, uint64_t position,
+                           unsigned rule)
+{
+    struct pcs_area area = {.start = start, .end = end, .kind = kind, .widths = widths, .base = base, .read_ns = read_ns,
+                            .write_ns = write_ns, .fd = fd, .position = position, .rule = rule};
+    return pcs_device_add_area(d, bar, &area);
 }
 
 static void pcs_device_bar(struct pcs_device *d, unsigned bar, uint64_t size, int io)
@@ -63,23 +86,39 @@ static unsigned pcs_test_check_write(struct pcs_device *d, uint32_t offset, unsi
     return pcs_config_check_write(&d->config, offset, width, value, octet);
 }
 
-static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule) { return d->config.hits[rule % PCS_RULES]; }
-
-// The area that holds an access: 0 none, else its kind.
-static unsigned pcs_device_area(struct pcs_device *d, unsigned bar, uint64_t offset, unsigned width)
+static int pcs_test_needs_owner(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t value)
 {
-    const struct pcs_area *area = bar < PCISPLIT_BAR_COUNT ? pcs_find_area(&d->bar[bar], offset, width) : NULL;
-    return area ? area->kind : 0;
+    return pcs_config_needs_owner(&d->config, offset, width, value);
 }
 
-static int pcs_device_mapped(struct pcs_device *d, unsigned bar, uint64_t offset, unsigned width, int write,
-                             uint64_t *value)
+static int pcs_test_read(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t *value)
 {
-    const struct pcs_area *area = pcs_find_area(&d->bar[bar], offset, width);
-    if (!area || area->kind != PCS_AREA_MAPPED)
-        return PCISPLIT_ERROR_INVALID_OFFSET;
-    return pcs_guarded_access(area->base, area->end - area->start, offset - area->start, width, write, value);
+    return pcs_config_read(&d->config, offset, width, value);
 }
+
+static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule)
+{
+    return rule < d->config.rules ? atomic_load(&d->config.hits[rule]) : 0;
+}
+
+// What the control plane may ask of any thread, while the device lives.
+static void pcs_device_tally(struct pcs_device *d, struct pcs_tally *tally)
+{
+    struct pcs_owner *owner = &d->owner;
+
+    tally->doing = atomic_load(&owner->doing);
+    tally->since = atomic_load(&owner->since);
+    tally->now = pcs_now();
+    tally->queued = atomic_load(&d->tail) - atomic_load(&d->head);
+    tally->requests = atomic_load(&owner->requests);
+    tally->slices = atomic_load(&owner->slices);
+    tally->ns = atomic_load(&owner->ns);
+    tally->refused = atomic_load(&d->refused);
+    tally->posted_errors = atomic_load(&d->posted_errors);
+}
+
+static struct pcs_work *pcs_owner_work(struct pcs_device *d) { return &d->owner.work; }
+static uint8_t *pcs_owner_data(struct pcs_device *d) { return d->owner.data; }
 
 static int pcs_serve_reason(const struct pcs_serve *s) { return s->reason; }
 static uint32_t pcs_serve_front_state(const struct pcs_serve *s) { return s->front_state; }

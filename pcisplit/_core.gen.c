@@ -584,24 +584,47 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 #include "pcifront_host.h"
 #include "serve.h"
 
+#include <stdlib.h>
 #include <unistd.h>
+
+struct pcs_tally {
+    uint32_t doing, queued;
+    uint64_t since, now, requests, slices, ns, refused, posted_errors;
+};
 
 // Shared words and device registers, for tools and tests. `at` is aligned.
 static uint32_t pcisplit_word_load(const void *at) { return pcisplit_load(at); }
 static void pcisplit_word_store(void *at, uint32_t value) { pcisplit_store(at, value); }
 
-// Tables of configuration space, each `config.size` octets: value, from_device, write, to_device, quiet, zero, rule.
-static uint8_t *pcs_device_table(struct pcs_device *d, unsigned which)
+// A table of configuration space: `config.size` elements, of 2 octets for the rules, else 1.
+static void *pcs_device_table(struct pcs_device *d, unsigned which)
 {
     struct pcs_config *c = &d->config;
-    uint8_t *tables[] = {c->value, c->from_device, c->write, c->to_device, c->quiet, c->zero, c->rule};
-    return which < 7 ? tables[which] : NULL;
+    void *tables[] = {
+        [PCS_TABLE_VALUE] = c->value,     [PCS_TABLE_HARDWARE] = c->hardware, [PCS_TABLE_VIRTUAL] = c->virtual,
+        [PCS_TABLE_THROUGH] = c->through, [PCS_TABLE_CLEAR] = c->clear,       [PCS_TABLE_IGNORE] = c->ignore,
+        [PCS_TABLE_ZERO] = c->zero,       [PCS_TABLE_TRAP] = c->trap,         [PCS_TABLE_RULE] = c->rule,
+    };
+    return tables[which];
 }
 
-static void pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned vectors)
+// Once, before the loop starts. `rules`: ids below it are counted. Returns 0 or -1.
+static int pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned vectors, unsigned rules)
 {
     d->config.size = config_size;
     d->vectors = vectors;
+    d->config.hits = calloc(rules, sizeof *d->config.hits);
+    d->config.rules = d->config.hits ? rules : 0;
+    return d->config.hits ? 0 : -1;
+}
+
+static int pcs_device_area(struct pcs_device *d, unsigned bar, uint64_t start, uint64_t end, unsigned kind,
+                           unsigned widths, void *base, uint32_t read_ns, uint32_t write_ns, int fd, uint64_t position,
+                           unsigned rule)
+{
+    struct pcs_area area = {.start = start, .end = end, .kind = kind, .widths = widths, .base = base, .read_ns = read_ns,
+                            .write_ns = write_ns, .fd = fd, .position = position, .rule = rule};
+    return pcs_device_add_area(d, bar, &area);
 }
 
 static void pcs_device_bar(struct pcs_device *d, unsigned bar, uint64_t size, int io)
@@ -643,23 +666,39 @@ static unsigned pcs_test_check_write(struct pcs_device *d, uint32_t offset, unsi
     return pcs_config_check_write(&d->config, offset, width, value, octet);
 }
 
-static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule) { return d->config.hits[rule % PCS_RULES]; }
-
-// The area that holds an access: 0 none, else its kind.
-static unsigned pcs_device_area(struct pcs_device *d, unsigned bar, uint64_t offset, unsigned width)
+static int pcs_test_needs_owner(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t value)
 {
-    const struct pcs_area *area = bar < PCISPLIT_BAR_COUNT ? pcs_find_area(&d->bar[bar], offset, width) : NULL;
-    return area ? area->kind : 0;
+    return pcs_config_needs_owner(&d->config, offset, width, value);
 }
 
-static int pcs_device_mapped(struct pcs_device *d, unsigned bar, uint64_t offset, unsigned width, int write,
-                             uint64_t *value)
+static int pcs_test_read(struct pcs_device *d, uint32_t offset, unsigned width, uint32_t *value)
 {
-    const struct pcs_area *area = pcs_find_area(&d->bar[bar], offset, width);
-    if (!area || area->kind != PCS_AREA_MAPPED)
-        return PCISPLIT_ERROR_INVALID_OFFSET;
-    return pcs_guarded_access(area->base, area->end - area->start, offset - area->start, width, write, value);
+    return pcs_config_read(&d->config, offset, width, value);
 }
+
+static uint64_t pcs_device_hits(struct pcs_device *d, unsigned rule)
+{
+    return rule < d->config.rules ? atomic_load(&d->config.hits[rule]) : 0;
+}
+
+// What the control plane may ask of any thread, while the device lives.
+static void pcs_device_tally(struct pcs_device *d, struct pcs_tally *tally)
+{
+    struct pcs_owner *owner = &d->owner;
+
+    tally->doing = atomic_load(&owner->doing);
+    tally->since = atomic_load(&owner->since);
+    tally->now = pcs_now();
+    tally->queued = atomic_load(&d->tail) - atomic_load(&d->head);
+    tally->requests = atomic_load(&owner->requests);
+    tally->slices = atomic_load(&owner->slices);
+    tally->ns = atomic_load(&owner->ns);
+    tally->refused = atomic_load(&d->refused);
+    tally->posted_errors = atomic_load(&d->posted_errors);
+}
+
+static struct pcs_work *pcs_owner_work(struct pcs_device *d) { return &d->owner.work; }
+static uint8_t *pcs_owner_data(struct pcs_device *d) { return d->owner.data; }
 
 static int pcs_serve_reason(const struct pcs_serve *s) { return s->reason; }
 static uint32_t pcs_serve_front_state(const struct pcs_serve *s) { return s->front_state; }
@@ -677,278 +716,444 @@ static int pcs_check_request_octets(const void *octets)
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 265), // struct pcs_device *
-/*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *, unsigned int, uint64_t, uint64_t, unsigned int, unsigned int, void *, uint32_t, uint32_t)
-/*  4 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/*  6 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
-/*  7 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/*  8 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 10 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, int)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 302), // struct pcs_device *
+/*  2 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
+/*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, int, unsigned int)
+/*  5 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/*  6 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/*  7 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/*  9 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, uint32_t)
+/* 10 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 11 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_device *, unsigned int, uint64_t, unsigned int, int, uint64_t *)
-/* 15 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 12 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, uint32_t, unsigned int, uint32_t *)
+/* 14 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 16 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 19 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
-/* 20 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t *
-/* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 22 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *)
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve *
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t *
+/* 18 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 20 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 22 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 23 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve *, struct pcs_device *, uint64_t)
-/* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 27 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 29 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 30 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcs_serve const *)
-/* 31 */ _CFFI_OP(_CFFI_OP_POINTER, 266), // struct pcs_serve const *
-/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *)
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf *
-/* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, unsigned int)
-/* 37 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 38 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 39 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, unsigned int, unsigned int, uint64_t *, int64_t)
-/* 41 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, uint32_t, unsigned int, unsigned int)
+/* 26 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 27 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 30 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, unsigned int, uint64_t, uint64_t, unsigned int, unsigned int, void *, uint32_t, uint32_t, int, uint64_t, unsigned int)
+/* 32 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 33 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 34 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
+/* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 37 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 38 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void *
+/* 39 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 41 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 20),
-/* 45 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, void *)
-/* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 51 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf *, void *, unsigned int, int *)
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 53 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 19), // int *
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(struct pcsf const *)
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 267), // struct pcsf const *
-/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void const *)
-/* 61 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void const *
+/* 44 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve *)
+/* 46 */ _CFFI_OP(_CFFI_OP_POINTER, 303), // struct pcs_serve *
+/* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve *, struct pcs_device *, uint64_t)
+/* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve const *)
+/* 54 */ _CFFI_OP(_CFFI_OP_POINTER, 303), // struct pcs_serve const *
+/* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *)
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 307), // struct pcsf *
+/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int)
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 19), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
-/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 270), // void volatile *
-/* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 20),
-/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 23), // struct pcs_serve *()(void *, void *, uint64_t const *, int, int)
-/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 76 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t const *
-/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 78 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int, unsigned int, uint64_t *, int64_t)
+/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 67 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t *
+/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 69 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *)
+/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *, unsigned int, int *)
+/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 2), // int *
 /* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
-/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 61),
-/* 82 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 76),
-/* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 88 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf const *)
+/* 81 */ _CFFI_OP(_CFFI_OP_POINTER, 307), // struct pcsf const *
+/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void *, void volatile *, uint64_t, uint64_t, uint64_t, int)
+/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 85 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void volatile *
+/* 86 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 88 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 55),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
-/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 31),
-/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *)
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
-/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
-/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 61),
+/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void const *)
+/* 92 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void const *
+/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
+/* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 85),
+/* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 99 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 67),
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile const *, uint64_t)
+/* 103 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void volatile const *
+/* 104 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
 /* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcs_device *, unsigned int)
-/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 110 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, int, unsigned int, unsigned int, uint64_t, unsigned int, void *, uint64_t)
-/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 114 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 115 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 116 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
-/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 130 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 131 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 133 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int)
-/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 142 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 145 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t)
-/* 148 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 149 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 150 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 151 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t, int)
-/* 156 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 157 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 160 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 163 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 164 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *)
-/* 165 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 166 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 167 */ _CFFI_OP(_CFFI_OP_FUNCTION, 6), // uint64_t()(struct pcsf const *, unsigned int)
-/* 168 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 268), // uint8_t *()(struct pcs_device *, unsigned int)
-/* 172 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
-/* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 178 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 180 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t *
-/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcs_device *, unsigned int, uint64_t, unsigned int)
-/* 183 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 184 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 185 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 186 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 187 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // unsigned int()(struct pcsf *, void *, unsigned int)
-/* 189 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 190 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 46), // struct pcs_serve *()(void *, void *, uint64_t const *, int, int)
+/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t const *
+/* 112 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 113 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 305), // struct pcs_work *()(struct pcs_device *)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 57), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
+/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 92),
+/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 111),
+/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 128 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_device *)
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
+/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 54),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
+/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
+/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
+/* 141 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
+/* 144 */ _CFFI_OP(_CFFI_OP_NOOP, 92),
+/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcs_device *, unsigned int)
+/* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 148 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, int, unsigned int, unsigned int, uint64_t, unsigned int, void *, uint64_t)
+/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 160 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
+/* 161 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 163 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 164 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 165 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 166 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
+/* 167 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 170 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 171 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 172 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 173 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
+/* 174 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 175 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 176 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 177 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int)
+/* 179 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 180 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 181 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 182 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 183 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 184 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t)
+/* 186 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 187 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 188 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 189 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 190 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 61), // void const *()(struct pcs_device *)
-/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *)
-/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 198 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
-/* 200 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 201 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 204 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 205 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 206 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 207 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, uint32_t)
-/* 208 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 209 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 210 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t, int)
+/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 195 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 196 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 197 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 199 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 200 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 201 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 202 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *)
+/* 203 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
+/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 205 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *, unsigned int)
+/* 206 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
+/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 208 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 209 */ _CFFI_OP(_CFFI_OP_FUNCTION, 308), // uint8_t *()(struct pcs_device *)
+/* 210 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int)
+/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
 /* 213 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 216 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 217 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
-/* 218 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 219 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 220 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 221 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 222 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, int)
-/* 224 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 225 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 216 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 217 */ _CFFI_OP(_CFFI_OP_NOOP, 17),
+/* 218 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 219 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcsf *, void *, unsigned int)
+/* 220 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 221 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 222 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 224 */ _CFFI_OP(_CFFI_OP_FUNCTION, 38), // void *()(struct pcs_device *, unsigned int)
+/* 225 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 227 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_device *, unsigned int, uint64_t, int)
+/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION, 92), // void const *()(struct pcs_device *)
 /* 229 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 230 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 231 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 232 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 230 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 231 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *)
+/* 232 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 233 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *)
-/* 235 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 236 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 237 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, int)
-/* 238 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 240 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint32_t)
-/* 242 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 243 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 244 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcs_serve *, uint64_t)
-/* 246 */ _CFFI_OP(_CFFI_OP_NOOP, 23),
-/* 247 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 248 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 249 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *)
-/* 250 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 252 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint32_t)
-/* 253 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 254 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 255 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(struct pcsf *, uint64_t)
-/* 257 */ _CFFI_OP(_CFFI_OP_NOOP, 34),
-/* 258 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 259 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 260 */ _CFFI_OP(_CFFI_OP_FUNCTION, 270), // void()(void *, uint32_t)
-/* 261 */ _CFFI_OP(_CFFI_OP_NOOP, 10),
-/* 262 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 263 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 264 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 265 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
-/* 266 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
-/* 267 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcsf
-/* 268 */ _CFFI_OP(_CFFI_OP_POINTER, 269), // uint8_t *
-/* 269 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 270 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
+/* 235 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 236 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 237 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 238 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 240 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 242 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, struct pcs_tally *)
+/* 243 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 244 */ _CFFI_OP(_CFFI_OP_POINTER, 304), // struct pcs_tally *
+/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 246 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, uint32_t, uint32_t)
+/* 247 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 248 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 249 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 250 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 252 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 253 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 254 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 255 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 257 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, unsigned int, int)
+/* 258 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 259 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 260 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 261 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 262 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, unsigned int, uint64_t, int)
+/* 263 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 264 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 265 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 266 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 267 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 268 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *)
+/* 269 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 270 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 271 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, int)
+/* 272 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 273 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 274 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 275 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, uint32_t)
+/* 276 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 277 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 278 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 279 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, uint64_t)
+/* 280 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 281 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 282 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 283 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *)
+/* 284 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 285 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 286 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *, uint32_t)
+/* 287 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 288 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 289 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 290 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *, uint64_t)
+/* 291 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 292 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 293 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 294 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(void *, uint32_t)
+/* 295 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 296 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 297 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 298 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
+/* 299 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // enum $2
+/* 300 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // enum $3
+/* 301 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // enum $4
+/* 302 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
+/* 303 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
+/* 304 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcs_tally
+/* 305 */ _CFFI_OP(_CFFI_OP_POINTER, 306), // struct pcs_work *
+/* 306 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // struct pcs_work
+/* 307 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // struct pcsf
+/* 308 */ _CFFI_OP(_CFFI_OP_POINTER, 309), // uint8_t *
+/* 309 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 310 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
+
+static int _cffi_const_PCS_OWNER_TIMEOUT(unsigned long long *o)
+{
+  int n = (PCS_OWNER_TIMEOUT) <= 0;
+  *o = (unsigned long long)((PCS_OWNER_TIMEOUT) | 0);  /* check that PCS_OWNER_TIMEOUT is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_OWNER_REQUEST(unsigned long long *o)
+{
+  int n = (PCS_OWNER_REQUEST) <= 0;
+  *o = (unsigned long long)((PCS_OWNER_REQUEST) | 0);  /* check that PCS_OWNER_REQUEST is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_OWNER_MESSAGE(unsigned long long *o)
+{
+  int n = (PCS_OWNER_MESSAGE) <= 0;
+  *o = (unsigned long long)((PCS_OWNER_MESSAGE) | 0);  /* check that PCS_OWNER_MESSAGE is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_OWNER_EVENT(unsigned long long *o)
+{
+  int n = (PCS_OWNER_EVENT) <= 0;
+  *o = (unsigned long long)((PCS_OWNER_EVENT) | 0);  /* check that PCS_OWNER_EVENT is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_OWNER_STOPPED(unsigned long long *o)
+{
+  int n = (PCS_OWNER_STOPPED) <= 0;
+  *o = (unsigned long long)((PCS_OWNER_STOPPED) | 0);  /* check that PCS_OWNER_STOPPED is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_AREA_NONE(unsigned long long *o)
+{
+  int n = (PCS_AREA_NONE) <= 0;
+  *o = (unsigned long long)((PCS_AREA_NONE) | 0);  /* check that PCS_AREA_NONE is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_AREA_MAPPED(unsigned long long *o)
+{
+  int n = (PCS_AREA_MAPPED) <= 0;
+  *o = (unsigned long long)((PCS_AREA_MAPPED) | 0);  /* check that PCS_AREA_MAPPED is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_AREA_OWNER(unsigned long long *o)
+{
+  int n = (PCS_AREA_OWNER) <= 0;
+  *o = (unsigned long long)((PCS_AREA_OWNER) | 0);  /* check that PCS_AREA_OWNER is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_AREA_DENIED(unsigned long long *o)
+{
+  int n = (PCS_AREA_DENIED) <= 0;
+  *o = (unsigned long long)((PCS_AREA_DENIED) | 0);  /* check that PCS_AREA_DENIED is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_VALUE(unsigned long long *o)
+{
+  int n = (PCS_TABLE_VALUE) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_VALUE) | 0);  /* check that PCS_TABLE_VALUE is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_HARDWARE(unsigned long long *o)
+{
+  int n = (PCS_TABLE_HARDWARE) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_HARDWARE) | 0);  /* check that PCS_TABLE_HARDWARE is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_VIRTUAL(unsigned long long *o)
+{
+  int n = (PCS_TABLE_VIRTUAL) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_VIRTUAL) | 0);  /* check that PCS_TABLE_VIRTUAL is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_THROUGH(unsigned long long *o)
+{
+  int n = (PCS_TABLE_THROUGH) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_THROUGH) | 0);  /* check that PCS_TABLE_THROUGH is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_CLEAR(unsigned long long *o)
+{
+  int n = (PCS_TABLE_CLEAR) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_CLEAR) | 0);  /* check that PCS_TABLE_CLEAR is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_IGNORE(unsigned long long *o)
+{
+  int n = (PCS_TABLE_IGNORE) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_IGNORE) | 0);  /* check that PCS_TABLE_IGNORE is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_ZERO(unsigned long long *o)
+{
+  int n = (PCS_TABLE_ZERO) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_ZERO) | 0);  /* check that PCS_TABLE_ZERO is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_TRAP(unsigned long long *o)
+{
+  int n = (PCS_TABLE_TRAP) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_TRAP) | 0);  /* check that PCS_TABLE_TRAP is an integer */
+  return n;
+}
+
+static int _cffi_const_PCS_TABLE_RULE(unsigned long long *o)
+{
+  int n = (PCS_TABLE_RULE) <= 0;
+  *o = (unsigned long long)((PCS_TABLE_RULE) | 0);  /* check that PCS_TABLE_RULE is an integer */
+  return n;
+}
 
 static int _cffi_const_PCS_STOPPED(unsigned long long *o)
 {
@@ -986,10 +1191,10 @@ _cffi_f_pcisplit_word_load(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(92), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1028,10 +1233,10 @@ _cffi_f_pcisplit_word_store(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg0, (char **)&x0);
+      _cffi_type(38), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1055,6 +1260,54 @@ _cffi_f_pcisplit_word_store(PyObject *self, PyObject *args)
 #  define _cffi_f_pcisplit_word_store _cffi_d_pcisplit_word_store
 #endif
 
+static int _cffi_d_pcs_access_went(struct pcs_device * x0, uint32_t x1)
+{
+  return pcs_access_went(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_access_went(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  uint32_t x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcs_access_went", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_access_went(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_access_went _cffi_d_pcs_access_went
+#endif
+
 static int _cffi_d_pcs_check_request_octets(void const * x0)
 {
   return pcs_check_request_octets(x0);
@@ -1070,10 +1323,10 @@ _cffi_f_pcs_check_request_octets(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(92), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1093,13 +1346,13 @@ _cffi_f_pcs_check_request_octets(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcs_check_request_octets _cffi_d_pcs_check_request_octets
 #endif
 
-static int _cffi_d_pcs_device_add_area(struct pcs_device * x0, unsigned int x1, uint64_t x2, uint64_t x3, unsigned int x4, unsigned int x5, void * x6, uint32_t x7, uint32_t x8)
+static int _cffi_d_pcs_device_area(struct pcs_device * x0, unsigned int x1, uint64_t x2, uint64_t x3, unsigned int x4, unsigned int x5, void * x6, uint32_t x7, uint32_t x8, int x9, uint64_t x10, unsigned int x11)
 {
-  return pcs_device_add_area(x0, x1, x2, x3, x4, x5, x6, x7, x8);
+  return pcs_device_area(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_device_add_area(PyObject *self, PyObject *args)
+_cffi_f_pcs_device_area(PyObject *self, PyObject *args)
 {
   struct pcs_device * x0;
   unsigned int x1;
@@ -1110,6 +1363,9 @@ _cffi_f_pcs_device_add_area(PyObject *self, PyObject *args)
   void * x6;
   uint32_t x7;
   uint32_t x8;
+  int x9;
+  uint64_t x10;
+  unsigned int x11;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -1123,8 +1379,11 @@ _cffi_f_pcs_device_add_area(PyObject *self, PyObject *args)
   PyObject *arg6;
   PyObject *arg7;
   PyObject *arg8;
+  PyObject *arg9;
+  PyObject *arg10;
+  PyObject *arg11;
 
-  if (!PyArg_UnpackTuple(args, "pcs_device_add_area", 9, 9, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8))
+  if (!PyArg_UnpackTuple(args, "pcs_device_area", 12, 12, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7, &arg8, &arg9, &arg10, &arg11))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -1157,10 +1416,10 @@ _cffi_f_pcs_device_add_area(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg6, (char **)&x6);
+      _cffi_type(38), arg6, (char **)&x6);
   if (datasize != 0) {
     x6 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg6, (char **)&x6,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg6, (char **)&x6,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1173,74 +1432,26 @@ _cffi_f_pcs_device_add_area(PyObject *self, PyObject *args)
   if (x8 == (uint32_t)-1 && PyErr_Occurred())
     return NULL;
 
+  x9 = _cffi_to_c_int(arg9, int);
+  if (x9 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x10 = _cffi_to_c_int(arg10, uint64_t);
+  if (x10 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x11 = _cffi_to_c_int(arg11, unsigned int);
+  if (x11 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_device_add_area(x0, x1, x2, x3, x4, x5, x6, x7, x8); }
+  { result = pcs_device_area(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
   pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_pcs_device_add_area _cffi_d_pcs_device_add_area
-#endif
-
-static unsigned int _cffi_d_pcs_device_area(struct pcs_device * x0, unsigned int x1, uint64_t x2, unsigned int x3)
-{
-  return pcs_device_area(x0, x1, x2, x3);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_pcs_device_area(PyObject *self, PyObject *args)
-{
-  struct pcs_device * x0;
-  unsigned int x1;
-  uint64_t x2;
-  unsigned int x3;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  unsigned int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-  PyObject *arg3;
-
-  if (!PyArg_UnpackTuple(args, "pcs_device_area", 4, 4, &arg0, &arg1, &arg2, &arg3))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(1), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, unsigned int);
-  if (x1 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, uint64_t);
-  if (x2 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x3 = _cffi_to_c_int(arg3, unsigned int);
-  if (x3 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = pcs_device_area(x0, x1, x2, x3); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, unsigned int);
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1500,33 +1711,17 @@ _cffi_f_pcs_device_hits(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_device_hits _cffi_d_pcs_device_hits
 #endif
 
-static int _cffi_d_pcs_device_mapped(struct pcs_device * x0, unsigned int x1, uint64_t x2, unsigned int x3, int x4, uint64_t * x5)
+static void _cffi_d_pcs_device_hold(struct pcs_device * x0)
 {
-  return pcs_device_mapped(x0, x1, x2, x3, x4, x5);
+  pcs_device_hold(x0);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_device_mapped(PyObject *self, PyObject *args)
+_cffi_f_pcs_device_hold(PyObject *self, PyObject *arg0)
 {
   struct pcs_device * x0;
-  unsigned int x1;
-  uint64_t x2;
-  unsigned int x3;
-  int x4;
-  uint64_t * x5;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-  PyObject *arg3;
-  PyObject *arg4;
-  PyObject *arg5;
-
-  if (!PyArg_UnpackTuple(args, "pcs_device_mapped", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
-    return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
       _cffi_type(1), arg0, (char **)&x0);
@@ -1537,44 +1732,19 @@ _cffi_f_pcs_device_mapped(PyObject *self, PyObject *args)
       return NULL;
   }
 
-  x1 = _cffi_to_c_int(arg1, unsigned int);
-  if (x1 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, uint64_t);
-  if (x2 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x3 = _cffi_to_c_int(arg3, unsigned int);
-  if (x3 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x4 = _cffi_to_c_int(arg4, int);
-  if (x4 == (int)-1 && PyErr_Occurred())
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(20), arg5, (char **)&x5);
-  if (datasize != 0) {
-    x5 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(20), arg5, (char **)&x5,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_device_mapped(x0, x1, x2, x3, x4, x5); }
+  { pcs_device_hold(x0); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
+  Py_INCREF(Py_None);
+  return Py_None;
 }
 #else
-#  define _cffi_f_pcs_device_mapped _cffi_d_pcs_device_mapped
+#  define _cffi_f_pcs_device_hold _cffi_d_pcs_device_hold
 #endif
 
 static struct pcs_device * _cffi_d_pcs_device_new(void)
@@ -1601,6 +1771,42 @@ _cffi_f_pcs_device_new(PyObject *self, PyObject *noarg)
 }
 #else
 #  define _cffi_f_pcs_device_new _cffi_d_pcs_device_new
+#endif
+
+static void _cffi_d_pcs_device_release(struct pcs_device * x0)
+{
+  pcs_device_release(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_device_release(PyObject *self, PyObject *arg0)
+{
+  struct pcs_device * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pcs_device_release(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pcs_device_release _cffi_d_pcs_device_release
 #endif
 
 static void _cffi_d_pcs_device_set(struct pcs_device * x0, uint32_t x1, uint32_t x2)
@@ -1655,9 +1861,9 @@ _cffi_f_pcs_device_set(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_device_set _cffi_d_pcs_device_set
 #endif
 
-static void _cffi_d_pcs_device_shape(struct pcs_device * x0, uint32_t x1, unsigned int x2)
+static int _cffi_d_pcs_device_shape(struct pcs_device * x0, uint32_t x1, unsigned int x2, unsigned int x3)
 {
-  pcs_device_shape(x0, x1, x2);
+  return pcs_device_shape(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -1666,13 +1872,17 @@ _cffi_f_pcs_device_shape(PyObject *self, PyObject *args)
   struct pcs_device * x0;
   uint32_t x1;
   unsigned int x2;
+  unsigned int x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
   PyObject *arg0;
   PyObject *arg1;
   PyObject *arg2;
+  PyObject *arg3;
 
-  if (!PyArg_UnpackTuple(args, "pcs_device_shape", 3, 3, &arg0, &arg1, &arg2))
+  if (!PyArg_UnpackTuple(args, "pcs_device_shape", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -1692,22 +1902,26 @@ _cffi_f_pcs_device_shape(PyObject *self, PyObject *args)
   if (x2 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { pcs_device_shape(x0, x1, x2); }
+  { result = pcs_device_shape(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  Py_INCREF(Py_None);
-  return Py_None;
+  return pyresult;
 }
 #else
 #  define _cffi_f_pcs_device_shape _cffi_d_pcs_device_shape
 #endif
 
-static uint8_t * _cffi_d_pcs_device_table(struct pcs_device * x0, unsigned int x1)
+static void * _cffi_d_pcs_device_table(struct pcs_device * x0, unsigned int x1)
 {
   return pcs_device_table(x0, x1);
 }
@@ -1719,7 +1933,7 @@ _cffi_f_pcs_device_table(PyObject *self, PyObject *args)
   unsigned int x1;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
-  uint8_t * result;
+  void * result;
   PyObject *pyresult;
   PyObject *arg0;
   PyObject *arg1;
@@ -1747,12 +1961,63 @@ _cffi_f_pcs_device_table(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(268));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(38));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
 #else
 #  define _cffi_f_pcs_device_table _cffi_d_pcs_device_table
+#endif
+
+static void _cffi_d_pcs_device_tally(struct pcs_device * x0, struct pcs_tally * x1)
+{
+  pcs_device_tally(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_device_tally(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  struct pcs_tally * x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcs_device_tally", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(244), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (struct pcs_tally *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(244), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pcs_device_tally(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pcs_device_tally _cffi_d_pcs_device_tally
 #endif
 
 static void _cffi_d_pcs_device_vector(struct pcs_device * x0, unsigned int x1, int x2)
@@ -1807,6 +2072,60 @@ _cffi_f_pcs_device_vector(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_device_vector _cffi_d_pcs_device_vector
 #endif
 
+static int _cffi_d_pcs_device_watch(struct pcs_device * x0, int x1, unsigned int x2)
+{
+  return pcs_device_watch(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_device_watch(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  int x1;
+  unsigned int x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "pcs_device_watch", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_device_watch(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_device_watch _cffi_d_pcs_device_watch
+#endif
+
 static int _cffi_d_pcs_guarded_access(void volatile * x0, uint64_t x1, uint64_t x2, unsigned int x3, int x4, uint64_t * x5)
 {
   return pcs_guarded_access(x0, x1, x2, x3, x4, x5);
@@ -1836,10 +2155,10 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(64), arg0, (char **)&x0);
+      _cffi_type(85), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(64), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(85), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1861,10 +2180,10 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(20), arg5, (char **)&x5);
+      _cffi_type(67), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(20), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(67), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1882,6 +2201,121 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pcs_guarded_access _cffi_d_pcs_guarded_access
+#endif
+
+static int _cffi_d_pcs_guarded_copy(void * x0, void volatile * x1, uint64_t x2, uint64_t x3, uint64_t x4, int x5)
+{
+  return pcs_guarded_copy(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_guarded_copy(PyObject *self, PyObject *args)
+{
+  void * x0;
+  void volatile * x1;
+  uint64_t x2;
+  uint64_t x3;
+  uint64_t x4;
+  int x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pcs_guarded_copy", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(38), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(38), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(85), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(85), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, uint64_t);
+  if (x2 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint64_t);
+  if (x3 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x5 = _cffi_to_c_int(arg5, int);
+  if (x5 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_guarded_copy(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_guarded_copy _cffi_d_pcs_guarded_copy
+#endif
+
+static uint8_t * _cffi_d_pcs_owner_data(struct pcs_device * x0)
+{
+  return pcs_owner_data(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_owner_data(PyObject *self, PyObject *arg0)
+{
+  struct pcs_device * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint8_t * result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_owner_data(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(308));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_owner_data _cffi_d_pcs_owner_data
 #endif
 
 static void _cffi_d_pcs_owner_finish(struct pcs_device * x0, int x1, unsigned int x2, uint64_t x3, uint64_t x4, uint32_t x5)
@@ -1984,7 +2418,7 @@ _cffi_f_pcs_owner_request(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(61));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(92));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2028,18 +2462,18 @@ _cffi_f_pcs_owner_stop(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcs_owner_stop _cffi_d_pcs_owner_stop
 #endif
 
-static int _cffi_d_pcs_owner_wait(struct pcs_device * x0)
+static uint32_t _cffi_d_pcs_owner_take_events(struct pcs_device * x0)
 {
-  return pcs_owner_wait(x0);
+  return pcs_owner_take_events(x0);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcs_owner_wait(PyObject *self, PyObject *arg0)
+_cffi_f_pcs_owner_take_events(PyObject *self, PyObject *arg0)
 {
   struct pcs_device * x0;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
+  uint32_t result;
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -2053,7 +2487,55 @@ _cffi_f_pcs_owner_wait(PyObject *self, PyObject *arg0)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_owner_wait(x0); }
+  { result = pcs_owner_take_events(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint32_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_owner_take_events _cffi_d_pcs_owner_take_events
+#endif
+
+static int _cffi_d_pcs_owner_wait(struct pcs_device * x0, int x1)
+{
+  return pcs_owner_wait(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_owner_wait(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  int x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcs_owner_wait", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_owner_wait(x0, x1); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2064,6 +2546,128 @@ _cffi_f_pcs_owner_wait(PyObject *self, PyObject *arg0)
 }
 #else
 #  define _cffi_f_pcs_owner_wait _cffi_d_pcs_owner_wait
+#endif
+
+static void _cffi_d_pcs_owner_wake(struct pcs_device * x0)
+{
+  pcs_owner_wake(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_owner_wake(PyObject *self, PyObject *arg0)
+{
+  struct pcs_device * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pcs_owner_wake(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pcs_owner_wake _cffi_d_pcs_owner_wake
+#endif
+
+static struct pcs_work * _cffi_d_pcs_owner_work(struct pcs_device * x0)
+{
+  return pcs_owner_work(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_owner_work(PyObject *self, PyObject *arg0)
+{
+  struct pcs_device * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  struct pcs_work * result;
+  PyObject *pyresult;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_owner_work(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(305));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_owner_work _cffi_d_pcs_owner_work
+#endif
+
+static int _cffi_d_pcs_prefault(void volatile const * x0, uint64_t x1)
+{
+  return pcs_prefault(x0, x1);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_prefault(PyObject *self, PyObject *args)
+{
+  void volatile const * x0;
+  uint64_t x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcs_prefault", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(103), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void volatile const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(103), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_prefault(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_prefault _cffi_d_pcs_prefault
 #endif
 
 static int _cffi_d_pcs_serve_add(struct pcs_serve * x0, struct pcs_device * x1, uint64_t x2)
@@ -2089,10 +2693,10 @@ _cffi_f_pcs_serve_add(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2144,10 +2748,10 @@ _cffi_f_pcs_serve_end(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2190,10 +2794,10 @@ _cffi_f_pcs_serve_features(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2230,10 +2834,10 @@ _cffi_f_pcs_serve_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2268,10 +2872,10 @@ _cffi_f_pcs_serve_front_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(31), arg0, (char **)&x0);
+      _cffi_type(54), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(31), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(54), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2318,28 +2922,28 @@ _cffi_f_pcs_serve_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg0, (char **)&x0);
+      _cffi_type(38), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg1, (char **)&x1);
+      _cffi_type(38), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(76), arg2, (char **)&x2);
+      _cffi_type(111), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(76), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(111), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2359,7 +2963,7 @@ _cffi_f_pcs_serve_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(23));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(46));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2382,10 +2986,10 @@ _cffi_f_pcs_serve_reason(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(31), arg0, (char **)&x0);
+      _cffi_type(54), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(31), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(54), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2420,10 +3024,10 @@ _cffi_f_pcs_serve_run(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2462,10 +3066,10 @@ _cffi_f_pcs_serve_set_state(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2508,10 +3112,10 @@ _cffi_f_pcs_serve_spin(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2548,10 +3152,10 @@ _cffi_f_pcs_serve_stop(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg0, (char **)&x0);
+      _cffi_type(46), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(46), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2619,10 +3223,10 @@ _cffi_f_pcs_test_check_write(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(180), arg4, (char **)&x4);
+      _cffi_type(17), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(180), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(17), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2642,6 +3246,167 @@ _cffi_f_pcs_test_check_write(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_test_check_write _cffi_d_pcs_test_check_write
 #endif
 
+static int _cffi_d_pcs_test_needs_owner(struct pcs_device * x0, uint32_t x1, unsigned int x2, uint32_t x3)
+{
+  return pcs_test_needs_owner(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_test_needs_owner(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  uint32_t x1;
+  unsigned int x2;
+  uint32_t x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "pcs_test_needs_owner", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint32_t);
+  if (x3 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_test_needs_owner(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_test_needs_owner _cffi_d_pcs_test_needs_owner
+#endif
+
+static int _cffi_d_pcs_test_read(struct pcs_device * x0, uint32_t x1, unsigned int x2, uint32_t * x3)
+{
+  return pcs_test_read(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_test_read(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  uint32_t x1;
+  unsigned int x2;
+  uint32_t * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "pcs_test_read", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(17), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(17), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_test_read(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_test_read _cffi_d_pcs_test_read
+#endif
+
+static void _cffi_d_pcsf_abandon(struct pcsf * x0)
+{
+  pcsf_abandon(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_abandon(PyObject *self, PyObject *arg0)
+{
+  struct pcsf * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(57), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pcsf_abandon(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pcsf_abandon _cffi_d_pcsf_abandon
+#endif
+
 static void _cffi_d_pcsf_awake(struct pcsf * x0)
 {
   pcsf_awake(x0);
@@ -2655,10 +3420,10 @@ _cffi_f_pcsf_awake(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2678,7 +3443,7 @@ _cffi_f_pcsf_awake(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcsf_awake _cffi_d_pcsf_awake
 #endif
 
-static int _cffi_d_pcsf_back_reason(struct pcsf const * x0)
+static int _cffi_d_pcsf_back_reason(struct pcsf * x0)
 {
   return pcsf_back_reason(x0);
 }
@@ -2686,17 +3451,17 @@ static int _cffi_d_pcsf_back_reason(struct pcsf const * x0)
 static PyObject *
 _cffi_f_pcsf_back_reason(PyObject *self, PyObject *arg0)
 {
-  struct pcsf const * x0;
+  struct pcsf * x0;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2716,7 +3481,7 @@ _cffi_f_pcsf_back_reason(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcsf_back_reason _cffi_d_pcsf_back_reason
 #endif
 
-static uint32_t _cffi_d_pcsf_back_state(struct pcsf const * x0)
+static uint32_t _cffi_d_pcsf_back_state(struct pcsf * x0)
 {
   return pcsf_back_state(x0);
 }
@@ -2724,17 +3489,17 @@ static uint32_t _cffi_d_pcsf_back_state(struct pcsf const * x0)
 static PyObject *
 _cffi_f_pcsf_back_state(PyObject *self, PyObject *arg0)
 {
-  struct pcsf const * x0;
+  struct pcsf * x0;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   uint32_t result;
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2785,10 +3550,10 @@ _cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2859,10 +3624,10 @@ _cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2927,10 +3692,10 @@ _cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3003,10 +3768,10 @@ _cffi_f_pcsf_block(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3032,10 +3797,10 @@ _cffi_f_pcsf_block(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg6, (char **)&x6);
+      _cffi_type(38), arg6, (char **)&x6);
   if (datasize != 0) {
     x6 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg6, (char **)&x6,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg6, (char **)&x6,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3072,10 +3837,10 @@ _cffi_f_pcsf_close(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3120,10 +3885,10 @@ _cffi_f_pcsf_config_read(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3182,10 +3947,10 @@ _cffi_f_pcsf_config_write(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3236,10 +4001,10 @@ _cffi_f_pcsf_connect(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3280,19 +4045,19 @@ _cffi_f_pcsf_event(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg1, (char **)&x1);
+      _cffi_type(38), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3325,10 +4090,10 @@ _cffi_f_pcsf_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3369,10 +4134,10 @@ _cffi_f_pcsf_generation(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3411,10 +4176,10 @@ _cffi_f_pcsf_gone(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3461,10 +4226,10 @@ _cffi_f_pcsf_interrupt_wait(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3478,10 +4243,10 @@ _cffi_f_pcsf_interrupt_wait(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(20), arg3, (char **)&x3);
+      _cffi_type(67), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(20), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(67), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3528,10 +4293,10 @@ _cffi_f_pcsf_interrupts(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3574,10 +4339,10 @@ _cffi_f_pcsf_last_detail(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3612,10 +4377,10 @@ _cffi_f_pcsf_last_moved(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3650,10 +4415,10 @@ _cffi_f_pcsf_last_value(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3710,10 +4475,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(61), arg0, (char **)&x0);
+      _cffi_type(92), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(61), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3723,37 +4488,37 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg2, (char **)&x2);
+      _cffi_type(38), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg3, (char **)&x3);
+      _cffi_type(38), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg4, (char **)&x4);
+      _cffi_type(38), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(76), arg5, (char **)&x5);
+      _cffi_type(111), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(76), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(111), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3771,10 +4536,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(55), arg9, (char **)&x9);
+      _cffi_type(78), arg9, (char **)&x9);
   if (datasize != 0) {
     x9 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(55), arg9, (char **)&x9,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg9, (char **)&x9,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3786,7 +4551,7 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(34));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(57));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3817,10 +4582,10 @@ _cffi_f_pcsf_operation(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3873,19 +4638,19 @@ _cffi_f_pcsf_poll(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg1, (char **)&x1);
+      _cffi_type(38), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3895,10 +4660,10 @@ _cffi_f_pcsf_poll(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(55), arg3, (char **)&x3);
+      _cffi_type(78), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(55), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3933,10 +4698,10 @@ _cffi_f_pcsf_ready(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3971,10 +4736,10 @@ _cffi_f_pcsf_retire(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4013,10 +4778,10 @@ _cffi_f_pcsf_set_spin(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4059,10 +4824,10 @@ _cffi_f_pcsf_set_timeout(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4101,10 +4866,10 @@ _cffi_f_pcsf_sleep(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4145,10 +4910,10 @@ _cffi_f_pcsf_statistic(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(81), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4197,19 +4962,19 @@ _cffi_f_pcsf_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg1, (char **)&x1);
+      _cffi_type(38), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4219,10 +4984,10 @@ _cffi_f_pcsf_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(55), arg3, (char **)&x3);
+      _cffi_type(78), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(55), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4263,10 +5028,10 @@ _cffi_f_pcsf_trace(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4313,19 +5078,19 @@ _cffi_f_pcsf_trace_take(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(10), arg1, (char **)&x1);
+      _cffi_type(38), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(10), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(38), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4364,10 +5129,10 @@ _cffi_f_pcsf_wait_answer(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4387,105 +5152,233 @@ _cffi_f_pcsf_wait_answer(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcsf_wait_answer _cffi_d_pcsf_wait_answer
 #endif
 
+static int _cffi_const_PCS_SLICE_NS(unsigned long long *o)
+{
+  int n = (PCS_SLICE_NS) <= 0;
+  *o = (unsigned long long)((PCS_SLICE_NS) | 0);  /* check that PCS_SLICE_NS is an integer */
+  return n;
+}
+
+_CFFI_UNUSED_FN
+static void _cffi_checkfld_struct_pcs_tally(struct pcs_tally *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->doing) | 0);  /* check that 'struct pcs_tally.doing' is an integer */
+  (void)((p->queued) | 0);  /* check that 'struct pcs_tally.queued' is an integer */
+  (void)((p->since) | 0);  /* check that 'struct pcs_tally.since' is an integer */
+  (void)((p->now) | 0);  /* check that 'struct pcs_tally.now' is an integer */
+  (void)((p->requests) | 0);  /* check that 'struct pcs_tally.requests' is an integer */
+  (void)((p->slices) | 0);  /* check that 'struct pcs_tally.slices' is an integer */
+  (void)((p->ns) | 0);  /* check that 'struct pcs_tally.ns' is an integer */
+  (void)((p->refused) | 0);  /* check that 'struct pcs_tally.refused' is an integer */
+  (void)((p->posted_errors) | 0);  /* check that 'struct pcs_tally.posted_errors' is an integer */
+}
+struct _cffi_align_struct_pcs_tally { char x; struct pcs_tally y; };
+
+_CFFI_UNUSED_FN
+static void _cffi_checkfld_struct_pcs_work(struct pcs_work *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->length) | 0);  /* check that 'struct pcs_work.length' is an integer */
+  (void)((p->done) | 0);  /* check that 'struct pcs_work.done' is an integer */
+  (void)((p->piece) | 0);  /* check that 'struct pcs_work.piece' is an integer */
+  (void)((p->error) | 0);  /* check that 'struct pcs_work.error' is an integer */
+  (void)((p->rule) | 0);  /* check that 'struct pcs_work.rule' is an integer */
+  (void)((p->os_error) | 0);  /* check that 'struct pcs_work.os_error' is an integer */
+}
+struct _cffi_align_struct_pcs_work { char x; struct pcs_work y; };
+
 static const struct _cffi_global_s _cffi_globals[] = {
+  { "PCS_AREA_DENIED", (void *)_cffi_const_PCS_AREA_DENIED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_AREA_MAPPED", (void *)_cffi_const_PCS_AREA_MAPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_AREA_NONE", (void *)_cffi_const_PCS_AREA_NONE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_AREA_OWNER", (void *)_cffi_const_PCS_AREA_OWNER, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_ENDED", (void *)_cffi_const_PCS_ENDED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_FRONT_STATE", (void *)_cffi_const_PCS_FRONT_STATE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_OWNER_EVENT", (void *)_cffi_const_PCS_OWNER_EVENT, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_OWNER_MESSAGE", (void *)_cffi_const_PCS_OWNER_MESSAGE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_OWNER_REQUEST", (void *)_cffi_const_PCS_OWNER_REQUEST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_OWNER_STOPPED", (void *)_cffi_const_PCS_OWNER_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_OWNER_TIMEOUT", (void *)_cffi_const_PCS_OWNER_TIMEOUT, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_SLICE_NS", (void *)_cffi_const_PCS_SLICE_NS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PCS_STOPPED", (void *)_cffi_const_PCS_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 105), (void *)_cffi_d_pcisplit_word_load },
-  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 260), (void *)_cffi_d_pcisplit_word_store },
-  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 60), (void *)_cffi_d_pcs_check_request_octets },
-  { "pcs_device_add_area", (void *)_cffi_f_pcs_device_add_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 3), (void *)_cffi_d_pcs_device_add_area },
-  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 182), (void *)_cffi_d_pcs_device_area },
-  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 228), (void *)_cffi_d_pcs_device_bar },
-  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 217), (void *)_cffi_d_pcs_device_config_apply },
-  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_enable },
-  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_device_free },
-  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pcs_device_hits },
-  { "pcs_device_mapped", (void *)_cffi_f_pcs_device_mapped, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 14), (void *)_cffi_d_pcs_device_mapped },
-  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 71), (void *)_cffi_d_pcs_device_new },
-  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 207), (void *)_cffi_d_pcs_device_set },
-  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 212), (void *)_cffi_d_pcs_device_shape },
-  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 171), (void *)_cffi_d_pcs_device_table },
-  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 223), (void *)_cffi_d_pcs_device_vector },
-  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcs_guarded_access },
-  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 199), (void *)_cffi_d_pcs_owner_finish },
-  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pcs_owner_request },
-  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 196), (void *)_cffi_d_pcs_owner_stop },
-  { "pcs_owner_wait", (void *)_cffi_f_pcs_owner_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pcs_owner_wait },
-  { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_serve_add },
-  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 237), (void *)_cffi_d_pcs_serve_end },
-  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_features },
-  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_free },
-  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_pcs_serve_front_state },
-  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_pcs_serve_new },
-  { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 30), (void *)_cffi_d_pcs_serve_reason },
-  { "pcs_serve_run", (void *)_cffi_f_pcs_serve_run, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 22), (void *)_cffi_d_pcs_serve_run },
-  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 241), (void *)_cffi_d_pcs_serve_set_state },
-  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 245), (void *)_cffi_d_pcs_serve_spin },
-  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 234), (void *)_cffi_d_pcs_serve_stop },
-  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 175), (void *)_cffi_d_pcs_test_check_write },
-  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_awake },
-  { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_back_reason },
-  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 98), (void *)_cffi_d_pcsf_back_state },
-  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 155), (void *)_cffi_d_pcsf_bar_post },
-  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 140), (void *)_cffi_d_pcsf_bar_read },
-  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 147), (void *)_cffi_d_pcsf_bar_write },
-  { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 112), (void *)_cffi_d_pcsf_block },
-  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_close },
-  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 122), (void *)_cffi_d_pcsf_config_read },
-  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 128), (void *)_cffi_d_pcsf_config_write },
-  { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_connect },
-  { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 47), (void *)_cffi_d_pcsf_event },
-  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 249), (void *)_cffi_d_pcsf_free },
-  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 101), (void *)_cffi_d_pcsf_generation },
-  { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_gone },
-  { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 40), (void *)_cffi_d_pcsf_interrupt_wait },
-  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_interrupts },
-  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_detail },
-  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_moved },
-  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pcsf_last_value },
-  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_pcsf_new },
-  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pcsf_operation },
-  { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_poll },
-  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 95), (void *)_cffi_d_pcsf_ready },
-  { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_retire },
-  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 252), (void *)_cffi_d_pcsf_set_spin },
-  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 256), (void *)_cffi_d_pcsf_set_timeout },
-  { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_sleep },
-  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 167), (void *)_cffi_d_pcsf_statistic },
-  { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 51), (void *)_cffi_d_pcsf_submit },
-  { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 36), (void *)_cffi_d_pcsf_trace },
-  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 188), (void *)_cffi_d_pcsf_trace_take },
-  { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 33), (void *)_cffi_d_pcsf_wait_answer },
+  { "PCS_TABLE_CLEAR", (void *)_cffi_const_PCS_TABLE_CLEAR, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_HARDWARE", (void *)_cffi_const_PCS_TABLE_HARDWARE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_IGNORE", (void *)_cffi_const_PCS_TABLE_IGNORE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_RULE", (void *)_cffi_const_PCS_TABLE_RULE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_THROUGH", (void *)_cffi_const_PCS_TABLE_THROUGH, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_TRAP", (void *)_cffi_const_PCS_TABLE_TRAP, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_VALUE", (void *)_cffi_const_PCS_TABLE_VALUE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_VIRTUAL", (void *)_cffi_const_PCS_TABLE_VIRTUAL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PCS_TABLE_ZERO", (void *)_cffi_const_PCS_TABLE_ZERO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 143), (void *)_cffi_d_pcisplit_word_load },
+  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 294), (void *)_cffi_d_pcisplit_word_store },
+  { "pcs_access_went", (void *)_cffi_f_pcs_access_went, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 9), (void *)_cffi_d_pcs_access_went },
+  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 91), (void *)_cffi_d_pcs_check_request_octets },
+  { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 31), (void *)_cffi_d_pcs_device_area },
+  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 262), (void *)_cffi_d_pcs_device_bar },
+  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 251), (void *)_cffi_d_pcs_device_config_apply },
+  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_device_enable },
+  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_free },
+  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 146), (void *)_cffi_d_pcs_device_hits },
+  { "pcs_device_hold", (void *)_cffi_f_pcs_device_hold, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_hold },
+  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 106), (void *)_cffi_d_pcs_device_new },
+  { "pcs_device_release", (void *)_cffi_f_pcs_device_release, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_release },
+  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 246), (void *)_cffi_d_pcs_device_set },
+  { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_device_shape },
+  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 224), (void *)_cffi_d_pcs_device_table },
+  { "pcs_device_tally", (void *)_cffi_f_pcs_device_tally, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 242), (void *)_cffi_d_pcs_device_tally },
+  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_device_vector },
+  { "pcs_device_watch", (void *)_cffi_f_pcs_device_watch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_pcs_device_watch },
+  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 94), (void *)_cffi_d_pcs_guarded_access },
+  { "pcs_guarded_copy", (void *)_cffi_f_pcs_guarded_copy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_pcs_guarded_copy },
+  { "pcs_owner_data", (void *)_cffi_f_pcs_owner_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 209), (void *)_cffi_d_pcs_owner_data },
+  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 234), (void *)_cffi_d_pcs_owner_finish },
+  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 228), (void *)_cffi_d_pcs_owner_request },
+  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_owner_stop },
+  { "pcs_owner_take_events", (void *)_cffi_f_pcs_owner_take_events, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 130), (void *)_cffi_d_pcs_owner_take_events },
+  { "pcs_owner_wait", (void *)_cffi_f_pcs_owner_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pcs_owner_wait },
+  { "pcs_owner_wake", (void *)_cffi_f_pcs_owner_wake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_owner_wake },
+  { "pcs_owner_work", (void *)_cffi_f_pcs_owner_work, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 115), (void *)_cffi_d_pcs_owner_work },
+  { "pcs_prefault", (void *)_cffi_f_pcs_prefault, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_pcs_prefault },
+  { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_pcs_serve_add },
+  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 271), (void *)_cffi_d_pcs_serve_end },
+  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 279), (void *)_cffi_d_pcs_serve_features },
+  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 268), (void *)_cffi_d_pcs_serve_free },
+  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 133), (void *)_cffi_d_pcs_serve_front_state },
+  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pcs_serve_new },
+  { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 53), (void *)_cffi_d_pcs_serve_reason },
+  { "pcs_serve_run", (void *)_cffi_f_pcs_serve_run, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 45), (void *)_cffi_d_pcs_serve_run },
+  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 275), (void *)_cffi_d_pcs_serve_set_state },
+  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 279), (void *)_cffi_d_pcs_serve_spin },
+  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 268), (void *)_cffi_d_pcs_serve_stop },
+  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 212), (void *)_cffi_d_pcs_test_check_write },
+  { "pcs_test_needs_owner", (void *)_cffi_f_pcs_test_needs_owner, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 19), (void *)_cffi_d_pcs_test_needs_owner },
+  { "pcs_test_read", (void *)_cffi_f_pcs_test_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 13), (void *)_cffi_d_pcs_test_read },
+  { "pcsf_abandon", (void *)_cffi_f_pcsf_abandon, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_abandon },
+  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_awake },
+  { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_back_reason },
+  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pcsf_back_state },
+  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 193), (void *)_cffi_d_pcsf_bar_post },
+  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 178), (void *)_cffi_d_pcsf_bar_read },
+  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 185), (void *)_cffi_d_pcsf_bar_write },
+  { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 150), (void *)_cffi_d_pcsf_block },
+  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_close },
+  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 160), (void *)_cffi_d_pcsf_config_read },
+  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 166), (void *)_cffi_d_pcsf_config_write },
+  { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_connect },
+  { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 70), (void *)_cffi_d_pcsf_event },
+  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_free },
+  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 139), (void *)_cffi_d_pcsf_generation },
+  { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 80), (void *)_cffi_d_pcsf_gone },
+  { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcsf_interrupt_wait },
+  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 173), (void *)_cffi_d_pcsf_interrupts },
+  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_detail },
+  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_moved },
+  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_value },
+  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_pcsf_new },
+  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 173), (void *)_cffi_d_pcsf_operation },
+  { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_pcsf_poll },
+  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pcsf_ready },
+  { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_retire },
+  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 286), (void *)_cffi_d_pcsf_set_spin },
+  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 290), (void *)_cffi_d_pcsf_set_timeout },
+  { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_sleep },
+  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 205), (void *)_cffi_d_pcsf_statistic },
+  { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_pcsf_submit },
+  { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 59), (void *)_cffi_d_pcsf_trace },
+  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 219), (void *)_cffi_d_pcsf_trace_take },
+  { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_wait_answer },
+};
+
+static const struct _cffi_field_s _cffi_fields[] = {
+  { "doing", offsetof(struct pcs_tally, doing),
+             sizeof(((struct pcs_tally *)0)->doing),
+             _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "queued", offsetof(struct pcs_tally, queued),
+              sizeof(((struct pcs_tally *)0)->queued),
+              _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "since", offsetof(struct pcs_tally, since),
+             sizeof(((struct pcs_tally *)0)->since),
+             _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "now", offsetof(struct pcs_tally, now),
+           sizeof(((struct pcs_tally *)0)->now),
+           _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "requests", offsetof(struct pcs_tally, requests),
+                sizeof(((struct pcs_tally *)0)->requests),
+                _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "slices", offsetof(struct pcs_tally, slices),
+              sizeof(((struct pcs_tally *)0)->slices),
+              _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "ns", offsetof(struct pcs_tally, ns),
+          sizeof(((struct pcs_tally *)0)->ns),
+          _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "refused", offsetof(struct pcs_tally, refused),
+               sizeof(((struct pcs_tally *)0)->refused),
+               _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "posted_errors", offsetof(struct pcs_tally, posted_errors),
+                     sizeof(((struct pcs_tally *)0)->posted_errors),
+                     _CFFI_OP(_CFFI_OP_NOOP, 34) },
+  { "length", offsetof(struct pcs_work, length),
+              sizeof(((struct pcs_work *)0)->length),
+              _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "done", offsetof(struct pcs_work, done),
+            sizeof(((struct pcs_work *)0)->done),
+            _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "piece", offsetof(struct pcs_work, piece),
+             sizeof(((struct pcs_work *)0)->piece),
+             _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "error", offsetof(struct pcs_work, error),
+             sizeof(((struct pcs_work *)0)->error),
+             _CFFI_OP(_CFFI_OP_NOOP, 2) },
+  { "rule", offsetof(struct pcs_work, rule),
+            sizeof(((struct pcs_work *)0)->rule),
+            _CFFI_OP(_CFFI_OP_NOOP, 11) },
+  { "os_error", offsetof(struct pcs_work, os_error),
+                sizeof(((struct pcs_work *)0)->os_error),
+                _CFFI_OP(_CFFI_OP_NOOP, 2) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pcs_device", 265, _CFFI_F_OPAQUE,
+  { "pcs_device", 302, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcs_serve", 266, _CFFI_F_OPAQUE,
+  { "pcs_serve", 303, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcsf", 267, _CFFI_F_OPAQUE,
+  { "pcs_tally", 304, _CFFI_F_CHECK_FIELDS,
+    sizeof(struct pcs_tally), offsetof(struct _cffi_align_struct_pcs_tally, y), 0, 9 },
+  { "pcs_work", 306, _CFFI_F_CHECK_FIELDS,
+    sizeof(struct pcs_work), offsetof(struct _cffi_align_struct_pcs_work, y), 9, 6 },
+  { "pcsf", 307, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 264, _cffi_prim_int(4, 0),
+  { "$1", 298, _cffi_prim_int(4, 0),
+    "PCS_OWNER_TIMEOUT,PCS_OWNER_REQUEST,PCS_OWNER_MESSAGE,PCS_OWNER_EVENT,PCS_OWNER_STOPPED" },
+  { "$2", 299, _cffi_prim_int(4, 0),
+    "PCS_AREA_NONE,PCS_AREA_MAPPED,PCS_AREA_OWNER,PCS_AREA_DENIED" },
+  { "$3", 300, _cffi_prim_int(4, 0),
+    "PCS_TABLE_VALUE,PCS_TABLE_HARDWARE,PCS_TABLE_VIRTUAL,PCS_TABLE_THROUGH,PCS_TABLE_CLEAR,PCS_TABLE_IGNORE,"
+    "PCS_TABLE_ZERO,PCS_TABLE_TRAP,PCS_TABLE_RULE" },
+  { "$4", 301, _cffi_prim_int(4, 0),
     "PCS_STOPPED,PCS_FRONT_STATE,PCS_ENDED" },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_types,
   _cffi_globals,
-  NULL,  /* no fields */
+  _cffi_fields,
   _cffi_struct_unions,
   _cffi_enums,
   NULL,  /* no typenames */
-  69,  /* num_globals */
-  3,  /* num_struct_unions */
-  1,  /* num_enums */
+  100,  /* num_globals */
+  5,  /* num_struct_unions */
+  4,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  271,  /* num_types */
+  311,  /* num_types */
   0,  /* flags */
 };
 

@@ -258,7 +258,12 @@ def _assemble(head: Mapping[str, Any], parts: Mapping[RecordKind, list[Mapping[s
 
 
 def _check_places(info: BootInfo) -> None:
-    """Everything a record places in a region lies inside it, aligned [BOOT-2, BOOT-4]."""
+    """Everything a record places in a region lies inside it, aligned [BOOT-2, BOOT-4], and each region has its writer."""
+    for part in info.regions:
+        if part.writable is (part.index is RegionIndex.B2F):  # f2b mapped for reading would kill who writes it [THR-31]
+            can = "can" if part.writable else "cannot"
+            text = f"by the boot-info block the front {can} write region {part.index.name.lower()}"
+            raise RemoteProtocolError(Error.OP_FAILED, text)
     places = [("ring", ring.region, ring.offset, ring.slots * wire.SLOT_SIZE, 64) for ring in info.rings]
     places += [("bulk area", bulk.region, bulk.offset, bulk.size, 64) for bulk in info.bulks]
     places += [("DMA window", window.region, window.offset, window.size, 1) for window in info.windows]

@@ -7,6 +7,7 @@ may succeed when tried again [ERR-1]. Exceptions carry what was asked, where, an
 
 from typing import NamedTuple
 
+from pcisplit.rules import rule_name
 from pcisplit.wire import Error
 
 
@@ -105,29 +106,26 @@ class SessionGone(PcisplitError):
 
 
 class BusyError(PcisplitError):
-    """Two threads in one session at once. Give each its own session, or hold a lock."""
+    """Something of a session is in use: another thread is inside it, or its DMA memory is still held. The text says which."""
 
 
 class AccessError(PcisplitError):
     """An operation on a device was answered with an error.
 
     ``code`` is the wire code, ``rule`` the id of the rule that refused (0 if none), ``detail`` its further number,
-    ``where`` what was asked. ``retry`` says whether the same request may succeed later.
+    ``where`` what was asked. ``retry`` says whether the same request may succeed later. Where the frontend knows more than
+    the table, ``sentence`` stands for the table's, and a retry does not help.
     """
 
-    def __init__(self, code: Error, where: str, rule: int = 0, detail: int = 0) -> None:
-        meaning = ERRORS[code]
-        by = f" (rule {rule}, octet {detail:#x})" if rule else ""
-        again = "; trying again may help" if meaning.retry else ""
-        super().__init__(f"{where}: {error_name(code)}{by}: {meaning.sentence}{again}")
+    def __init__(self, code: Error, where: str, rule: int = 0, detail: int = 0, sentence: str = "") -> None:
+        self.retry = ERRORS[code].retry and not sentence
+        by = f" by rule {rule_name(rule)}, octet {detail:#x}" if rule else ""
+        again = "; trying again may help" if self.retry else ""
+        super().__init__(f"{where}: {error_name(code)}{by}: {sentence or ERRORS[code].sentence}{again}")
         self.code = code
         self.rule = rule
         self.detail = detail
         self.where = where
-
-    @property
-    def retry(self) -> bool:
-        return ERRORS[self.code].retry
 
 
 class AccessTimeout(AccessError):

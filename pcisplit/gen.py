@@ -79,6 +79,8 @@ def c_header() -> str:
             lines.append(f"#define PCISPLIT_{prefix}_{member.name} {number}")
     built = " | ".join(f"PCISPLIT_FEATURE_{feature.name}" for feature in wire.BUILT)
     lines += ["", f"#define PCISPLIT_BUILT ({built})", ""]
+    known = sum(1 << -error for error in wire.Error)
+    lines += ["/* Bit n: error -n is of the table. */", f"#define PCISPLIT_ERRORS_KNOWN {known:#x}u", ""]
     lines += ["/* Which fields each operation that is built uses, indexed by operation; see wire.USES. */"]
     lines += [f"#define PCISPLIT_USES_SIZE {max(wire.USES) + 1}", "#define PCISPLIT_USES_BUILT 0x8000u"]
     lines += ["#define PCISPLIT_USES_TABLE { \\"]

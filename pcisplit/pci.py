@@ -14,6 +14,7 @@ LATENCY = 0x0D
 HEADER_TYPE = 0x0E
 BIST = 0x0F
 BAR0 = 0x10
+BAR_COUNT = 6
 CARDBUS_CIS = 0x28
 SUBSYSTEM_VENDOR = 0x2C
 ROM_BAR = 0x30
@@ -30,6 +31,7 @@ COMMAND_MASTER = 1 << 2
 COMMAND_INTX_DISABLE = 1 << 10
 
 STATUS_CAP_LIST = 1 << 4
+STATUS_ERRORS = 0xF900  #: signalled and detected errors, write-one-to-clear (PCI Local Bus 3.0, 6.2.3)
 
 BAR_IO = 0x1
 BAR_MEM64 = 0x4
@@ -39,9 +41,16 @@ CAP_PM = 0x01
 CAP_MSI = 0x05
 CAP_PCIE = 0x10
 CAP_MSIX = 0x11
+CAP_AF = 0x13
 
+PCIE_DEVCAP = 0x04  #: Device Capabilities, from the start of the PCI Express capability, 4 octets
+PCIE_DEVCAP_FLR = 1 << 28
 PCIE_DEVSTA = 0x0A  #: Device Status, from the start of the PCI Express capability
 PCIE_DEVSTA_TRANSACTIONS_PENDING = 1 << 5
+PM_CONTROL = 0x04  #: Power Management Control and Status, from the start of the PM capability, 2 octets
+PM_CONTROL_NO_SOFT_RESET = 1 << 3
+AF_CAPABILITIES = 0x03  #: of the Advanced Features capability, 1 octet
+AF_TRANSACTIONS_PENDING, AF_FLR = 1 << 0, 1 << 1
 
 _BDF = re.compile(r"(?:([0-9a-fA-F]{4}):)?([0-9a-fA-F]{2}):([01][0-9a-fA-F])\.([0-7])")
 _NAME = re.compile(r"[A-Za-z0-9]{1,67}")

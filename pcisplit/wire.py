@@ -258,11 +258,15 @@ class BarFlag(enum.IntFlag):
 
 
 class ResetMethod(enum.IntEnum):
-    """`value` of the answer to a reset [LIFE-21]."""
+    """`value` of the answer to a reset [LIFE-21, LIFE-26]: the methods of Linux by its names, and a model's own."""
 
     MODEL = 1  #: a model's own
-    FUNCTION = 2  #: function level reset or what the kernel has for the one function
-    BUS = 3  #: reset of a bus with no other session's device on it
+    FLR = 2  #: function level reset of PCI Express
+    AF = 3  #: function level reset of Advanced Features
+    PM = 4  #: from D3hot to D0; some devices keep what they had
+    BUS = 5  #: reset of a bus or slot with no other session's device on it
+    DEVICE_SPECIFIC = 6  #: the host kernel's own for this device
+    ACPI = 7  #: the firmware's
 
 
 class DeviceFlag(enum.IntFlag):

@@ -21,6 +21,12 @@ from pcisplit.front import Session
 DEADLINE = 20.0
 
 
+def children(pid: int) -> list[int]:
+    """Pids of the living children of a process."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
 class Backend:
     """A ``pcisplit serve`` process. `log` reads its JSON lines; ``stop`` checks that it went well."""
 
@@ -28,7 +34,8 @@ class Backend:
         self.folder, self.path = folder, folder / "socket"
         self._log = folder / "log"
         self.killed = False  # by the test, on purpose
-        command = [sys.executable, "-m", "pcisplit", "serve", "--json", "--socket", str(self.path), *args]
+        command = [sys.executable, "-m", "pcisplit", "serve", "--json", "--socket", str(self.path)]
+        command += ["--log-lines", "10000", *args]  # tests read the log of many quick sessions
         with self._log.open("w") as log:
             limit = ["prlimit", f"--nofile={files}"] if files else []
             self.process = subprocess.Popen([*limit, *command], stderr=log, stdout=log)
@@ -55,6 +62,11 @@ class Backend:
                 return found[count - 1]
             assert time.monotonic() < deadline, f"no log line {event!r} in {self.log}"
             os.sched_yield()
+
+    def workers(self) -> list[int]:
+        """Pids of what the zygote has forked and that still lives."""
+        (zygote,) = children(self.process.pid)
+        return children(zygote)
 
     def connect(self, **options: Any) -> Session:
         return pcisplit.front.connect(self.path, **{"timeout": DEADLINE, **options})

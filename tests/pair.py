@@ -14,13 +14,14 @@ from typing import Self
 from pcisplit import wire
 from pcisplit.back.devices.device import Area, AreaKind
 from pcisplit.back.devices.models.base import ModelDevice, bar
-from pcisplit.back.supervisor.registry import Entry
-from pcisplit.back.worker.session import BackSession
-from pcisplit.back.worker.teardown import Teardown
+from pcisplit.back.host import resources
+from pcisplit.back.host.dma import IOVA_FIRST, create_memory, round_size
+from pcisplit.back.teardown import Teardown
+from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
+from pcisplit.back.worker.session import WorkerSession
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.front import Session
-from pcisplit.messages import Hello, Need
-from pcisplit.wire import ResetMethod
+from pcisplit.wire import ResetMethod, VectorType
 
 
 class Recorder(ModelDevice):
@@ -50,13 +51,14 @@ class Recorder(ModelDevice):
         self.hold.wait(20)
         self.calls.append(f"write {offset:#x}/{width} = {value:#x}")
 
-    def disable_msi(self) -> None:
-        self.calls.append("interrupts off")
-        super().disable_msi()
+    def irq_set(self, kind: VectorType, start: int, eventfds: Sequence[int]) -> None:
+        if kind is VectorType.MSI and not eventfds:
+            self.calls.append("interrupts off")
+        super().irq_set(kind, start, eventfds)
 
-    def reset(self) -> ResetMethod:
+    def reset(self, method: ResetMethod | None = None) -> ResetMethod:
         self.calls.append("reset")
-        return super().reset()
+        return super().reset(method)
 
     def unmap_dma(self) -> int:
         self.calls.append("unmap")
@@ -70,15 +72,20 @@ class Recorder(ModelDevice):
 class Pair:
     """Both sides, around `devices`. ``front`` is a Session; leaving the context closes both, ``teardown`` tells how it went."""
 
-    def __init__(self, *devices: ModelDevice, dma: int = 1 << 20, start: bool = True) -> None:
+    def __init__(self, *devices: ModelDevice, dma: int = 1 << 20, start: bool = True, spin: float = 0.0) -> None:
         names = [f"dev{index}" for index in range(len(devices))]
-        self.entries = [Entry(name, device) for name, device in zip(names, devices, strict=True)]
-        needs = tuple(Need(name, wire.ALL_VECTORS) for name in names)
-        hello = Hello("test", needs, dma)
-        self.back = BackSession(1, hello, self.entries, needs, dma, spin=0.0)
+        orders = tuple(
+            DeviceOrder(name, min(device.interrupts.msi, 1)) for name, device in zip(names, devices, strict=True)
+        )
+        size = round_size(dma)
+        order = SessionOrder(1, wire.BUILT, wire.MINOR, orders, size, IOVA_FIRST, spin)
+        made = resources.create([device.vectors for device in orders], create_memory(size)[0] if size else -1)
+        self.back = WorkerSession(order, made, [device.acquire() for device in devices])
         self._threads: list[threading.Thread] = []
         self.teardown: Teardown | None = None
-        self.boot_info, fds = self.back.open()
+        self.boot_info = self.back.open()
+        resources.seal_b2f(made.b2f)
+        fds = [made.f2b, made.b2f, made.kick, made.rung, *([made.dma] if size else [])]
         self.sock, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._other = other
         if start:
@@ -90,24 +97,19 @@ class Pair:
 
     def start(self) -> None:
         """Start the serve loop and the owners."""
-        for work in (self.back.serve, *(owner.run for owner in self.back.owners)):
-            self._threads.append(threading.Thread(target=work, daemon=True))
-            self._threads[-1].start()
+        self.back.start()
+        self._threads.append(threading.Thread(target=self.back.serve, daemon=True))
+        self._threads[-1].start()
 
     def stop(self) -> Teardown:
-        """End the back as the server does."""
+        """End the back as its worker does."""
         self.back.stop()
-        self._join(self._threads[:1])
-        self.back.stop_owners()
-        self._join(self._threads[1:])
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive(), "a thread of the back does not end"
         self.teardown = self.back.close()
         self._other.close()
         return self.teardown
-
-    def _join(self, threads: Sequence[threading.Thread]) -> None:
-        for thread in threads:
-            thread.join(20)
-            assert not thread.is_alive(), "a thread of the back does not end"
 
     def __enter__(self) -> Self:
         return self

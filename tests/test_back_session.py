@@ -5,6 +5,7 @@ import mmap
 import os
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.back.log import LINES_PER_SECOND, LimitedLog, escape
 from pcisplit.back.worker.owner import Quota
 from pcisplit.errors import AccessError, DeviceError, SessionGone
-from pcisplit.messages import Hello, Need, Request, Response
+from pcisplit.messages import Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import FRONT_HEADER, Error, Op, ResetMethod, State
@@ -46,9 +47,10 @@ def test_the_safe_order() -> None:
         pair.front.acquire("dev0").config.write16(pci.COMMAND, MEM_MASTER)
         device.calls.clear()
         teardown = pair.stop()
-    assert device.calls == ["config 0x4 = 0x400", "interrupts off", "reset", "unmap", "close", "interrupts off"]
+    assert device.calls == ["config 0x4 = 0x400", "interrupts off", "reset", "unmap", "close"]
     names = [step.name for step in teardown.steps]
     assert names == [
+        "stop owners",
         "detach doorbells",
         "master off",
         "transactions",
@@ -63,7 +65,7 @@ def test_the_safe_order() -> None:
 
 
 class Unresettable(Recorder):
-    def reset(self) -> ResetMethod:
+    def reset(self, method: ResetMethod | None = None) -> ResetMethod:
         raise DeviceError(Error.OP_FAILED, "the reset did not end")
 
 
@@ -74,8 +76,8 @@ def test_a_step_that_fails_is_recorded_and_the_next_done() -> None:
         device.calls.clear()
         teardown = pair.stop()
         assert [step.name for step in teardown.problems] == ["reset"]
-        assert device.calls[-3:] == ["unmap", "close", "interrupts off"]
-        assert pair.entries[0].quarantined == "the reset did not end"
+        assert device.calls[-2:] == ["unmap", "close"]
+        assert pair.back.unreset == {"recorder": "the reset did not end"}
 
 
 @pytest.mark.clause("LIFE-6", "LIFE-3")
@@ -308,19 +310,24 @@ def test_the_backend_is_undumpable_before_it_opens_a_device(monkeypatch: pytest.
     from click.testing import CliRunner
 
     from pcisplit.back.host import harden
-    from pcisplit.back.supervisor import specs
+    from pcisplit.back.supervisor import specs, zygote
     from pcisplit.cli import main
 
     order: list[str] = []
     monkeypatch.setattr(harden, "harden", lambda: order.append("undumpable"))
 
-    def opening(*_: object) -> None:
+    def start() -> AbstractContextManager[None]:
+        order.append("zygote")
+        return nullcontext()
+
+    def opening(*_: object, **__: object) -> None:
         order.append("devices")
         raise ValueError("stop here")
 
+    monkeypatch.setattr(zygote, "start", start)
     monkeypatch.setattr(specs, "make_server", opening)
     CliRunner().invoke(main, ["serve", "--device", "a=model:edu", "--socket", "/nowhere/s"])
-    assert order == ["undumpable", "devices"]
+    assert order == ["undumpable", "zygote", "devices"]
 
 
 @pytest.mark.clause("THR-6")
@@ -339,26 +346,30 @@ def test_harden_makes_the_process_undumpable() -> None:
 
 
 @pytest.mark.clause("LIFE-13")
-@pytest.mark.parametrize("failing", ["create_region", "seal_b2f", "CoreServe", "compile_tables", "read_config"])
+@pytest.mark.parametrize("failing", ["mmap.mmap", "CoreServe", "CoreDevice", "assemble", "Owner"])
 def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     """Whatever fails while a session is opened, no descriptor stays and every step of the teardown is done."""
-    from pcisplit.back.supervisor.registry import Entry
+    from pcisplit.back.host import resources
+    from pcisplit.back.host.dma import IOVA_FIRST, create_memory
     from pcisplit.back.worker import session as module
+    from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
+    from pcisplit.wire import Feature
 
     before = set(os.listdir("/proc/self/fd"))
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("no more of that")
 
-    monkeypatch.setattr(module, failing, fail)
     device = Recorder()
-    entries = [Entry("dev0", device)]
-    back = module.BackSession(1, Hello("t", (Need("dev0"),), 1 << 20), entries, (Need("dev0"),), 1 << 20, 0.0)
+    order = SessionOrder(1, Feature(0), 0, (DeviceOrder("dev0", 1),), 1 << 20, IOVA_FIRST)
+    back = module.WorkerSession(order, resources.create([1], create_memory(1 << 20)[0]), [device.acquire()])
+    monkeypatch.setattr(mmap if "." in failing else module, failing.rpartition(".")[2], fail)
     with pytest.raises(OSError, match="no more of that"):
         back.open()
+    monkeypatch.undo()
     back.close()
     assert set(os.listdir("/proc/self/fd")) == before
-    assert device.calls[-5:] == ["interrupts off", "reset", "unmap", "close", "interrupts off"]
+    assert device.calls[-4:] == ["interrupts off", "reset", "unmap", "close"]
 
 
 def test_what_one_session_asked_of_a_model_does_not_happen_in_the_next() -> None:

@@ -2,8 +2,12 @@
 """The command line: bad input gets a sentence, not a traceback."""
 
 import os
+import pwd
 import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +24,7 @@ def serve(*args: str) -> str:
     return " ".join(done.output.split())
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["list"], ["dump"], ["stats"], ["detach"], ["attach"]])
 def test_help_has_examples(command: list[str]) -> None:
     done = CliRunner().invoke(main, [*command, "--help"])
     assert done.exit_code == 0
@@ -40,6 +44,9 @@ def test_help_has_examples(command: list[str]) -> None:
         ("a=0000:03:00.0,uid=alice", "uid=alice is not a number"),
         ("a=0000:03:00.0,fast", "'fast' is not key=value"),
         ("a=dump:/nonexistent", "No such file"),
+        ("a=dump:/nonexistent,reset=bus", "unknown option 'reset'; there are id, uid, gid, tender"),
+        ("a=0000:03:00.0,speed=9", "unknown option 'speed'; there are id, uid, gid, tender, reset"),
+        ("a=0000:03:00.0,reset=hard", "reset=hard is none of flr, af, pm, bus, none"),
     ],
 )
 def test_a_bad_device(device: str, text: str, tmp_path: Path) -> None:
@@ -53,6 +60,72 @@ def test_a_name_given_twice(tmp_path: Path) -> None:
 
 def test_a_bad_size(tmp_path: Path) -> None:
     assert "write octets, or 64K, 16M, 1G" in serve("--device", "a=model:edu", "--socket", "x", "--dma", "lots")
+
+
+@pytest.mark.parametrize(
+    "option, value, text",
+    [
+        ("--spin", "nan", "is not from 0 (sleep at once) to 1000000 microseconds; 50 is usual"),
+        ("--spin", "-1", "is not from 0"),
+        ("--spin", "inf", "is not from 0"),
+        ("--spin", "long", "is not from 0"),
+        ("--worker-user", "nosuchuser", "there is no user 'nosuchuser'; make one"),
+        ("--worker-user", "root", "0 is root, and a worker is what a front may break into"),
+        ("--worker-user", "65534", "65534 is nobody"),
+        ("--worker-user", "4294967295", "is no uid; the last one is 4294967294"),
+        ("--worker-user", "9" * 5000, "there is no user"),
+        ("--worker-uids", "70000", "write first and last, such as 70000-70063"),
+        ("--worker-uids", "70063-70000", "write first and last"),
+        ("--worker-uids", "0-63", "0 is root"),
+        ("--worker-uids", "65000-66000", "65534 is nobody"),
+        ("--worker-uids", "70000-4294967295", "is no uid"),
+    ],
+)
+def test_a_bad_option(option: str, value: str, text: str) -> None:
+    assert text in serve("--device", "a=model:edu", "--socket", "x", option, value)
+
+
+def test_options_that_exclude_each_other() -> None:
+    both = serve("--device", "a=model:edu", "--socket", "x", "--worker-user", "70000", "--worker-uids", "70000-70001")
+    assert "--worker-uids is the safer" in both
+    one = serve("--device", "a=model:edu", "--socket", "x", "--control", "./x")
+    assert "--socket and --control need a path each" in one
+
+
+def test_what_serve_is_told_reaches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def make_server(**options: Any) -> None:
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("pcisplit.back.supervisor.specs.make_server", make_server)
+    args = ["--device", "a=model:edu", "--socket", "s", "--control", "c", "--dma", "1M", "--spin", "0"]
+    assert "enough" in serve(*args, "--worker-uids", "70000-70063", "--allow-no-reset")
+    assert given.pop("zygote").fileno() == -1  # closed by now
+    assert given == {
+        "log_lines": 10,
+        "texts": ("a=model:edu",),
+        "path": Path("s"),
+        "control": Path("c"),
+        "dma": 1 << 20,
+        "spin": 0.0,
+        "worker_user": None,
+        "worker_uids": range(70000, 70064),
+        "allow_no_reset": True,
+    }
+    serve(*args, "--worker-user", "54321")
+    assert given["worker_user"] == (54321, 54321)
+    name = pwd.getpwall()[1]
+    serve(*args, "--worker-user", name.pw_name)
+    assert given["worker_user"] == (name.pw_uid, name.pw_gid)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """``--help`` and a wrong option answer at once: the command line loads what a command needs when it runs."""
+    heavy = "{'trio', 'rich', 'construct', 'structlog', 'pcisplit._core', 'pcisplit.wire'}"
+    script = f"import sys, pcisplit.cli; found = {heavy} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.clause("MEET-1")
@@ -89,7 +162,7 @@ def test_a_spec_taken_apart() -> None:
 
 def test_the_socket_belongs_to_the_group_of_its_directory(tmp_path: Path) -> None:
     """A 0750 directory of a group lets that group knock; who gets a device is decided by uid= and gid=."""
-    from pcisplit.back.supervisor.server import listening
+    from pcisplit.back.supervisor.sockets import listening
 
     folder = tmp_path / "meeting"
     folder.mkdir(mode=0o750)

@@ -2,20 +2,32 @@
 """The public frontend against a backend in another process: what a driver's author sees."""
 
 import contextlib
+import ctypes
+import fcntl
+import mmap
 import os
+import queue
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pcisplit import pci, wire
+from pcisplit._core import ffi
 from pcisplit.errors import AccessError, AccessTimeout, BusyError, MeetingRefused, SessionGone
-from pcisplit.front import Session
-from pcisplit.messages import Need
+from pcisplit.front import Session, connect
+from pcisplit.messages import Need, Reply, parse_hello_untrusted
+from pcisplit.ring.region import LATE_F2B_SEALS
+from pcisplit.rules import Rule, rule_name
 from pcisplit.wire import Error
 from tests.conftest import Backend
+from tests.pair import Pair, Recorder
 
 
 def test_the_session_of_the_readme(backend: Backend) -> None:
@@ -47,12 +59,12 @@ def test_errors_say_what_where_and_what_to_do(session: Session) -> None:
         (lambda: ram.bar(0).read32(2), Error.UNALIGNED, "read of 4 octets at 0x2 in BAR 0 (0x100000 octets) of ram0"),
         (lambda: ram.bar(0).read(0, 3), Error.BAD_SIZE, "read of 3 octets"),
         (lambda: ram.bar(0).read32(1 << 20), Error.INVALID_OFFSET, "at 0x100000"),
-        (lambda: ram.config.write32(0, 1), Error.DENIED, "rule 1, octet 0x0"),
+        (lambda: ram.config.write32(0, 1), Error.DENIED, "by rule ids (1), octet 0x0"),
         (lambda: ram.bar(2).read32(0x800), Error.DENIED, "BAR 2"),
         (lambda: ram.bar(1), Error.INVALID_OFFSET, "which has [0, 2, 4]"),
         (lambda: ram.irq(3), Error.TOO_MANY_VECTORS, "which got 1 at the meeting"),
         (lambda: session.acquire("nic9"), Error.DEV_NOT_FOUND, "this session has edu0, ram0"),
-        (lambda: session.dma.alloc(1 << 30), Error.QUOTA, "serve --dma"),
+        (lambda: session.dma.alloc(1 << 30), Error.DMA_TOO_LARGE, "serve --dma must allow"),
     ]
     for call, code, text in cases:
         with pytest.raises(AccessError) as refused:
@@ -160,14 +172,16 @@ def test_two_threads_in_one_session(session: Session) -> None:
 
 @pytest.mark.clause("ERR-4", "RING-9", "BAR-23", "ORD-15")
 def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) -> None:
-    """The backend is stopped (SIGSTOP) while a call waits: `timeout`, and nothing is mistaken for its answer later."""
+    """The worker is stopped (SIGSTOP) while a call waits: `timeout`, and nothing is mistaken for its answer later."""
     with backend.connect() as session:
         ram = session.acquire("ram0")
         ram.config.write16(4, 7)
         ram.bar(0).write32(0, 0x11111111)
         session.set_timeout(0.05)
-        backend.process.send_signal(signal.SIGSTOP)
-        os.waitpid(backend.process.pid, os.WUNTRACED)
+        (worker,) = backend.workers()
+        os.kill(worker, signal.SIGSTOP)
+        while "T (stopped)" not in Path(f"/proc/{worker}/status").read_text():
+            os.sched_yield()
         try:
             for _ in range(3):
                 with pytest.raises(AccessTimeout):
@@ -177,7 +191,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) 
             with pytest.raises(AccessTimeout):
                 ram.bar(0).write_block(64, b"\x22" * 64)
         finally:
-            backend.process.send_signal(signal.SIGCONT)
+            os.kill(worker, signal.SIGCONT)
         session.set_timeout(20.0)
         assert ram.bar(0).read_block(64, 64) == b"\x22" * 64  # the write happened all the same, in order
         assert session.statistics == {"late": 5, "strange": 0, "stale": 0}
@@ -302,3 +316,231 @@ def test_closing_a_session_that_another_thread_is_in(backend: Backend) -> None:
     for call in (irq.poll, irq.enable, session.acquire("ram0").nop, lambda: session.acquire("ram0").bar(0).read32(0)):
         with contextlib.suppress(SessionGone):
             assert call() == 0  # a closed session does nothing, and nothing crashes
+
+
+# -- closing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "hold, text",
+    [
+        (lambda memory: memory[10:20], "DMA memory is still in use by slices"),
+        (ctypes.c_char.from_buffer, "DMA memory is still in use by slices"),
+        (ffi.from_buffer, "1 buffer of DMA memory is still in use"),
+    ],
+    ids=["slice", "ctypes", "array"],
+)
+def test_closing_with_dma_memory_in_use(backend: Backend, hold: Callable[[memoryview], object], text: str) -> None:
+    """Everything but the memory goes, the error says what is held, and closing again finishes it."""
+    session = backend.connect()
+    open_before = set(os.listdir("/proc/self/fd"))
+    held = [hold(session.dma.alloc(4096).memory)]
+    session.dma.alloc(64)
+    with pytest.raises(BusyError, match=text):
+        session.close()
+    backend.wait_log("session over")
+    assert len(set(os.listdir("/proc/self/fd"))) <= len(open_before) - 6  # f2b, b2f, dma, two doorbells, the socket
+    assert session._fds == []
+    assert sum(memory is not None for memory in session._maps) == 1
+    with pytest.raises(BusyError, match="close again"):
+        session.close()
+    held.clear()
+    session.close()
+    assert session._maps == []
+    session.close()
+    with pytest.raises(SessionGone):
+        session.acquire("ram0").nop()
+    with pytest.raises(SessionGone):
+        assert session.acquire("ram0").refused
+
+
+def test_closing_in_a_with_block_that_failed_says_both(backend: Backend) -> None:
+    with pytest.raises(ZeroDivisionError) as failed, backend.connect() as session:
+        held = session.dma.alloc(64).memory[1:]
+        1 / 0  # noqa: B018
+    assert "still in use" in failed.value.__notes__[0]
+    assert len(held) == 63
+    del held
+    session.close()
+
+
+def test_freeing_a_buffer_that_is_in_use(session: Session) -> None:
+    buffer = session.dma.alloc(64)
+    array = ffi.from_buffer(buffer.memory)
+    with pytest.raises(BusyError, match="let go"):
+        session.dma.free(buffer)
+    del array
+    session.dma.free(buffer)
+    assert session.dma.free_size == session.dma.size
+
+
+# -- what the errors say ------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_pool_says_what_it_has(session: Session) -> None:
+    session.dma.alloc(session.dma.size - 4096)
+    with pytest.raises(AccessError) as empty:
+        session.dma.alloc(8192)
+    assert not empty.value.retry
+    assert "the pool of 0x400000 octets has 0x1000 free" in str(empty.value)
+    assert "free a buffer, or ask for more at connect(dma=...)" in str(empty.value)
+    assert "quota" not in str(empty.value)
+    assert "trying again" not in str(empty.value)
+
+
+@pytest.mark.clause("CFG-3")
+def test_a_refusal_names_its_rule(session: Session) -> None:
+    config = session.acquire("edu0").config
+    for offset, name in ((0x08, "ids (1)"), (0x34, "cap-pointer (8)"), (0x40, "capability (10)"), (0xF0, "gap (12)")):
+        with pytest.raises(AccessError, match=re.escape(f"denied by rule {name}, octet {offset:#x}: ")):
+            config.write32(offset, 0xFFFFFFFF)
+    assert rule_name(0x1001) == "4097 of the operator"
+    assert rule_name(99) == "99"
+
+
+def test_rules_are_called_as_the_specification_calls_them() -> None:
+    table = (Path(__file__).parent.parent / "spec" / "config.md").read_text()
+    named = {int(number): name for number, name in re.findall(r"^\| (\d+) `([a-z-]+)`", table, re.M)}
+    assert named.items() <= {int(rule): rule.name.lower().replace("_", "-") for rule in Rule}.items()
+    assert len(named) >= 12
+
+
+class Capable(Recorder):
+    """A device without vectors, with one capability."""
+
+    vectors = 0
+
+    def __init__(self, capability: int) -> None:
+        super().__init__()
+        self.capability = capability
+
+    def _initial_config(self) -> bytes:
+        config = bytearray(super()._initial_config())
+        config[pci.STATUS], config[pci.CAP_POINTER], config[0x40] = pci.STATUS_CAP_LIST, 0x40, self.capability
+        return bytes(config)
+
+
+@pytest.mark.parametrize(
+    "capability, text",
+    [(pci.CAP_MSIX, "has MSI-X only, which this version does not build"), (pci.CAP_PM, "it has no MSI")],
+)
+def test_a_device_without_msi_says_why(capability: int, text: str) -> None:
+    with Pair(Capable(capability)) as pair, pytest.raises(AccessError, match=text) as none:
+        pair.front.acquire("dev0").irq(0)
+    assert none.value.code is Error.TOO_MANY_VECTORS
+
+
+def test_a_session_that_asked_for_no_vectors_says_so(backend: Backend) -> None:
+    with backend.connect(devices=[Need("edu0")]) as session, pytest.raises(AccessError, match="asked for none"):
+        session.acquire("edu0").irq(0)
+
+
+# -- connect(wait=...) --------------------------------------------------------------------------------------------------
+
+
+class Connecting:
+    """``connect`` in a thread; ``result`` waits for the session or the exception."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        self._results: queue.SimpleQueue[Session | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._run, args=(path, options), daemon=True).start()
+
+    def _run(self, path: Path, options: dict[str, Any]) -> None:
+        try:
+            self._results.put(connect(path, **options))
+        except Exception as problem:
+            self._results.put(problem)
+
+    def result(self) -> Session | Exception:
+        return self._results.get(timeout=20)
+
+
+def test_waiting_for_a_socket_that_is_not_there_yet(tmp_path: Path, make_backend: Callable[..., Backend]) -> None:
+    coming = Connecting(tmp_path / "run0" / "socket", wait=20)
+    make_backend("--device", "ram0=model:ram")
+    session = coming.result()
+    assert isinstance(session, Session)
+    session.close()
+
+
+def test_nothing_to_wait_for_is_told_at_once_or_with_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with pytest.raises(FileNotFoundError) as missing:
+        connect(path)
+    assert "waiting" not in str(missing.value)
+    with pytest.raises(FileNotFoundError, match=r"after waiting 0\.[1-9] s.*socket"):
+        connect(path, wait=0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as nobody:
+        nobody.bind(str(path))
+        with pytest.raises(ConnectionRefusedError, match="after waiting"):
+            connect(path, wait=0.1)
+        coming = Connecting(path, wait=20)
+        nobody.listen(1)
+        accepted, _ = nobody.accept()
+        accepted.recv(wire.HELLO_MAX)
+        accepted.send(Reply(Error.QUARANTINED, "not now").to_bytes())
+        refused = coming.result()
+    accepted.close()
+    assert isinstance(refused, MeetingRefused)
+    assert refused.code is Error.QUARANTINED
+
+
+def test_waiting_for_a_device_that_is_taken(backend: Backend) -> None:
+    session = backend.connect(devices=["ram0"])
+    with pytest.raises(MeetingRefused, match=r"after waiting 0\.[1-9] s"):
+        backend.connect(devices=["ram0"], wait=0.1)
+    seen = sum(line["event"] == "refused" for line in backend.log)
+    coming = Connecting(backend.path, devices=["ram0"], wait=20)
+    backend.wait_log("refused", seen + 1)
+    session.close()
+    got = coming.result()
+    assert isinstance(got, Session)
+    got.close()
+
+
+def test_a_refusal_that_no_retry_helps_is_raised_at_once(backend: Backend) -> None:
+    before = time.monotonic()
+    with pytest.raises(MeetingRefused) as refused:
+        backend.connect(devices=["nic9"], wait=20)
+    assert time.monotonic() - before < 10
+    assert "waiting" not in str(refused.value)
+    assert [line["event"] for line in backend.log].count("refused") == 1
+
+
+@pytest.mark.clause("MEET-22")
+def test_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
+    """Room is given in the order of asking; without any the front gives up at its deadline, and says so."""
+    path = tmp_path / "socket"
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(0)
+        ahead = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                sock.setblocking(False)
+                sock.connect(str(path))
+                ahead += 1
+        with pytest.raises(BlockingIOError, match=r"backlog is full \(after waiting 0\.[1-9] s\)"):
+            connect(path, timeout=0.1)
+        coming = Connecting(path, timeout=20)
+        for _ in range(ahead):
+            held.enter_context(listener.accept()[0])
+        accepted = held.enter_context(listener.accept()[0])
+        assert parse_hello_untrusted(accepted.recv(wire.HELLO_MAX)).driver == "pcisplit"
+        accepted.send(Reply(Error.UNKNOWN_DEVICE, "seen").to_bytes())
+        refused = coming.result()
+        assert isinstance(refused, MeetingRefused)
+        assert refused.sentence == "seen"
+
+
+@pytest.mark.clause("REG-7", "REG-3")
+def test_the_front_has_mapped_its_regions_before_their_last_seals(session: Session) -> None:
+    """It goes on writing f2b although the kernel gives nobody a further mapping for it."""
+    f2b = session._fds[0]
+    assert fcntl.fcntl(f2b, fcntl.F_GET_SEALS) & LATE_F2B_SEALS == LATE_F2B_SEALS
+    with pytest.raises(PermissionError):
+        mmap.mmap(f2b, mmap.PAGESIZE)
+    session.acquire("ram0").bar(0).write32(0, 7)
+    assert session.acquire("ram0").bar(0).read32(0) == 7

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "pcisplit"
-SANS_IO = ("wire", "states", "messages", "bootinfo", "errors", "pci", "vectors")
+SANS_IO = ("wire", "states", "messages", "bootinfo", "errors", "pci", "vectors", "back/control_protocol")
 NATIVE = {"ring/words.py", "front", "back/core/native.py", "back/host/dma.py"}
 IO_MODULES = {"trio", "os", "socket", "mmap", "threading", "time", "select"}
 

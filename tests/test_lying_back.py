@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A front whose back lies: it trusts the back for liveness, not for indices [THR-8]."""
 
-import mmap
 import os
 import socket
 from collections.abc import Iterator
@@ -9,73 +8,20 @@ from collections.abc import Iterator
 import pytest
 
 from pcisplit import wire
-from pcisplit.back.worker.session import B2F_SIZE, F2B_SIZE
 from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.errors import AccessError, RemoteProtocolError, SessionGone
-from pcisplit.front import Session
-from pcisplit.messages import Hello, Need, Request, Response, build
-from pcisplit.ring.region import create_region, seal_f2b
-from pcisplit.ring.words import Words
+from pcisplit.messages import Hello, Need, Request, Response
+from pcisplit.ring.region import create_region
 from pcisplit.vectors import BOOT
 from pcisplit.wire import Direction, Error, Op, RecordKind, State
-from tests.pair import Pair, Recorder
+from tests.liar import RSP_PROD, Liar
 from tests.test_back_session import offset_of
-
-_STATE, _RSP_PROD = 4, 0x80
-
-
-class Liar:
-    """The back's side of a session, played by the test: ``b2f`` can be written at will."""
-
-    def __init__(self, seals: bool = True) -> None:
-        with Pair(Recorder(), start=False) as pair:
-            boot = pair.boot_info
-        self.boot_info = boot
-        self.fds = [create_region("f2b", F2B_SIZE), create_region("b2f", B2F_SIZE), os.eventfd(0, os.EFD_NONBLOCK)]
-        rung, self.ring = os.pipe2(os.O_NONBLOCK)
-        self.fds += [rung, create_region("dma", 1 << 20)]
-        self.f2b = seal_f2b(self.fds[0], F2B_SIZE)
-        self.b2f = mmap.mmap(self.fds[1], B2F_SIZE)
-        if seals:
-            import fcntl
-
-            from pcisplit.ring.region import B2F_SEALS, SIZE_SEALS
-
-            fcntl.fcntl(self.fds[1], fcntl.F_ADD_SEALS, B2F_SEALS)
-            fcntl.fcntl(self.fds[4], fcntl.F_ADD_SEALS, SIZE_SEALS)
-        header = {"magic": wire.B2F_MAGIC, "state": State.CONNECTED}
-        self.b2f[:384] = build(wire.BACK_HEADER, header)
-        self.words = Words(self.b2f)
-        self.sock, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def connect(self) -> Session:
-        fds, sock = [os.dup(fd) for fd in self.fds], self.sock.dup()
-        try:
-            return Session(sock, parse_boot_info_untrusted(self.boot_info), self.boot_info, fds, 0.05)
-        except Exception:
-            for fd in fds:
-                os.close(fd)
-            sock.close()
-            raise
-
-    def answer(self, number: int, response: Response) -> None:
-        at = 4096 + 64 * number
-        self.b2f[at : at + 64] = response.to_bytes()
-        self.words.store(_RSP_PROD, number + 1)
-
-    def close(self) -> None:
-        self.words.release()
-        for fd in [*self.fds, self.ring]:
-            os.close(fd)
-        self.sock.close()
-        self.other.close()
 
 
 @pytest.fixture
 def liar() -> Iterator[Liar]:
-    liar = Liar()
-    yield liar
-    liar.close()
+    with Liar() as liar:
+        yield liar
 
 
 @pytest.mark.clause("THR-8", "RING-9")
@@ -103,7 +49,7 @@ def test_an_answer_of_another_generation_is_not_believed(liar: Liar) -> None:
 @pytest.mark.parametrize("prod", [257, 0x80000000, 0xFFFFFFFF])
 def test_an_index_that_jumps_ends_the_session(liar: Liar, prod: int) -> None:
     with liar.connect() as session:
-        liar.words.store(_RSP_PROD, prod)
+        liar.words.store(RSP_PROD, prod)
         with pytest.raises((SessionGone, AccessError)) as ended:
             session.acquire("dev0").nop()
         assert not isinstance(ended.value, AccessError) or ended.value.code is Error.GONE
@@ -174,7 +120,7 @@ def test_truth_is_the_counter_not_the_events(liar: Liar) -> None:
 
 @pytest.mark.clause("MEET-2")
 def test_the_hello_is_one_short_message_at_once() -> None:
-    from pcisplit.front.session import _meet
+    from pcisplit.front.meet import _meet
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     hello = Hello("edu", tuple(Need(f"dev{n}", 1) for n in range(16)), 1 << 20)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The configuration policy, walked octet by octet against a plain model of the specification."""
+"""The configuration policy, bit by bit against a plain model of the specification."""
 
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcisplit import pci
@@ -13,7 +15,8 @@ from pcisplit.back.core.native import CoreDevice
 from pcisplit.back.devices.device import BarInfo
 from pcisplit.back.devices.models import make_model
 from pcisplit.back.devices.models.dump import parse_dump, parse_regions
-from pcisplit.back.policy.compile import FIELDS, Field, Rule, _check_disjoint, compile_tables, virtual_addresses
+from pcisplit.back.policy.compile import Tables, _check, compile_tables, virtual_addresses
+from pcisplit.back.policy.header import FIELDS, Field, Rule
 from pcisplit.wire import BarFlag
 
 BARS = (
@@ -24,8 +27,7 @@ BARS = (
 
 
 def config_of(kind: str = "ram") -> bytes:
-    device = make_model(kind, {})
-    device.acquire()
+    device = make_model(kind, {}).acquire()
     octets = b"".join(device.config_read(at, 4).to_bytes(4, "little") for at in range(0, 256, 4))
     device.close()
     return octets
@@ -36,48 +38,148 @@ TABLES = compile_tables(CONFIG, BARS)
 
 
 def test_the_tables_are_sound() -> None:
-    _check_disjoint(FIELDS, 256)
+    _check(FIELDS, 256)
     for at in range(256):
-        assert TABLES.write[at] & TABLES.quiet[at] == 0
-        assert TABLES.to_device[at] & ~TABLES.write[at] == 0
+        open_bits = TABLES.virtual[at] | TABLES.through[at]
+        assert open_bits & (TABLES.clear[at] | TABLES.ignore[at] | TABLES.zero[at]) == 0
         assert TABLES.rule[at] in list(Rule)
 
 
-def test_overlapping_fields_are_refused() -> None:
+@pytest.mark.clause("CFG-6")
+def test_of_command_only_master_reaches_the_device() -> None:
+    at = pci.COMMAND
+    assert TABLES.mask("through", at, 2) == pci.COMMAND_MASTER
+    assert TABLES.mask("clear", at, 2) == 0
+    for front in (0, 0x0407, 0x0003):
+        written = TABLES.device_value(at, 2, front, 0x0143)
+        assert written == 0x0143 | pci.COMMAND_INTX_DISABLE | front & pci.COMMAND_MASTER
+
+
+def test_fields_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="overlaps"):
-        _check_disjoint([*FIELDS, Field(0x05, 2, Rule.GAP)], 256)
+        _check([*FIELDS, Field(0x05, 2, Rule.GAP)], 256)
+    with pytest.raises(ValueError, match="overlaps"):
+        _check([Field(0xFF, 2, Rule.GAP)], 256)
+    for masks in ({"virtual": 1, "ignore": 1}, {"through": 1, "clear": 1}, {"zero": 1, "clear": 1}):
+        with pytest.raises(ValueError, match="masks"):
+            _check([Field(0x40, 1, Rule.GAP, **masks)], 256)
     with pytest.raises(ValueError, match="masks"):
-        _check_disjoint([Field(0x40, 1, Rule.GAP, write=1, quiet=1)], 256)
+        _check([Field(0x40, 1, Rule.GAP, virtual=1, hardware=1)], 256)
+    with pytest.raises(ValueError, match="wider"):
+        _check([Field(0x40, 1, Rule.GAP, virtual=0x100)], 256)
 
 
-@given(st.integers(0, 255), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1))
-@pytest.mark.clause("CFG-3", "CFG-4", "CFG-10", "CFG-2")
-def test_a_write_changes_what_it_may_and_all_or_nothing(offset: int, width: int, value: int) -> None:
-    """C's tables against the sentence of CFG-3, octet by octet, on the virtual octets."""
-    offset -= offset % width
-    value &= (1 << (8 * width)) - 1
-    core = CoreDevice()
-    core.set_config(TABLES, 0)
-    before = [core.config_value(offset + i, 1) for i in range(width)]
-    refused = None
-    for i in range(width):
-        at, octet = offset + i, value >> (8 * i) & 0xFF
-        open_bits = TABLES.write[at] | TABLES.quiet[at]
-        if TABLES.from_device[at]:
-            bad = (octet & TABLES.zero[at] & ~open_bits) if open_bits | TABLES.zero[at] == 0xFF else 1
-        else:
-            bad = (octet ^ before[i]) & ~open_bits & 0xFF
-        if bad:
-            refused = (TABLES.rule[at], at)
-            break
-    octet_out = ffi.new("uint32_t *")
-    rule = lib.pcs_test_check_write(core.raw, offset, width, value, octet_out)
-    assert (rule, octet_out[0]) == (refused or (0, 0))
-    if not refused:
+# -- C, and the owner's writes, against a plain model of the planes -----------------------------------------------
+
+SIZE = 8
+KINDS = ("locked", "virtual", "through", "mirrored", "clear", "ignore", "zero")
+
+
+class Bit(NamedTuple):
+    """One bit of a configuration space: what is done with it, where it is read from, what both sides hold."""
+
+    kind: str
+    hardware: bool
+    value: bool
+    device: bool
+
+
+def octets_of(bits: list[Bit], has: Callable[[Bit], bool]) -> bytes:
+    return bytes(sum(has(bits[8 * at + n]) << n for n in range(8)) for at in range(len(bits) // 8))
+
+
+def tables_of(bits: list[Bit], rules: list[int]) -> Tables:
+    return Tables(
+        value=octets_of(bits, lambda bit: bit.value),
+        hardware=octets_of(bits, lambda bit: bit.hardware),
+        virtual=octets_of(bits, lambda bit: bit.kind in ("virtual", "mirrored")),
+        through=octets_of(bits, lambda bit: bit.kind in ("through", "mirrored")),
+        clear=octets_of(bits, lambda bit: bit.kind == "clear"),
+        ignore=octets_of(bits, lambda bit: bit.kind == "ignore"),
+        zero=octets_of(bits, lambda bit: bit.kind == "zero"),
+        force=bytes(SIZE),
+        trap=bytes(SIZE),
+        rule=tuple(rules),
+        addresses={},
+    )
+
+
+def bit_of(seed: int) -> Bit:
+    return Bit(KINDS[(seed & 0x1F) % len(KINDS)], bool(seed & 0x20), bool(seed & 0x40), bool(seed & 0x80))
+
+
+spaces = st.binary(min_size=8 * SIZE, max_size=8 * SIZE).map(lambda seeds: [bit_of(seed) for seed in seeds])
+accesses = st.tuples(st.integers(0, SIZE - 1), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1)).map(
+    lambda access: (access[0] - access[0] % access[1], access[1], access[2] & (1 << 8 * access[1]) - 1)
+)
+
+
+def allowed(one: Bit, written: bool) -> bool:
+    """The sentence of CFG-3 for one bit."""
+    if one.kind == "zero":
+        return not written
+    return one.kind != "locked" or (not one.hardware and written == one.value)
+
+
+@given(spaces, st.lists(st.integers(1, 2**16 - 1), min_size=SIZE, max_size=SIZE), accesses, st.data())
+@settings(max_examples=300)
+@pytest.mark.clause("CFG-2", "CFG-3", "CFG-4", "CFG-5", "CFG-10", "CFG-14")
+def test_planes_do_what_they_say(
+    bits: list[Bit], rules: list[int], access: tuple[int, int, int], data: st.DataObject
+) -> None:
+    offset, width, value = access
+    tables, core = tables_of(bits, rules), CoreDevice()
+    core.set_config(tables, 0)
+    span = bits[8 * offset : 8 * (offset + width)]
+    written = [bool(value >> n & 1) for n in range(8 * width)]
+
+    cell = ffi.new("uint32_t *")
+    in_c = lib.pcs_test_read(core.raw, offset, width, cell)
+    octet_wise = all(not one.hardware for one in span)
+    assert bool(in_c) == octet_wise
+    if in_c:
+        assert cell[0] == sum(one.value << n for n, one in enumerate(span))
+
+    offences = [offset + n // 8 for n, one in enumerate(span) if not allowed(one, written[n])]
+    rule = lib.pcs_test_check_write(core.raw, offset, width, value, cell)
+    assert (rule, cell[0]) == ((rules[offences[0]], offences[0]) if offences else (0, 0))
+    assert sum(lib.pcs_device_hits(core.raw, n) for n in {*rules, 0}) == bool(offences)
+    if offences:
+        assert lib.pcs_device_hits(core.raw, rules[offences[0]]) == 1
+    else:
+        reaches = [
+            one.kind == "through"
+            or (one.kind == "mirrored" and written[n] != one.value)
+            or (one.kind == "clear" and written[n])
+            for n, one in enumerate(span)
+        ]
+        assert bool(lib.pcs_test_needs_owner(core.raw, offset, width, value)) == any(reaches)
         core.config_apply(offset, width, value)
-        for i in range(width):
-            mask = TABLES.write[offset + i]
-            assert core.config_value(offset + i, 1) == (before[i] & ~mask) | (value >> (8 * i) & mask)
+        held = sum(one.device << n for n, one in enumerate(span))
+        to_device = tables.device_value(offset, width, value, held)
+        for n, one in enumerate(span):
+            kept = core.config_value(offset, width) >> n & 1
+            assert kept == (written[n] if one.kind in ("virtual", "mirrored") else one.value)
+            goes = to_device >> n & 1
+            if one.kind in ("through", "mirrored", "clear"):
+                assert goes == written[n]
+            else:
+                assert goes == (one.device and one.kind != "zero")
+    core.free()
+
+
+@pytest.mark.clause("CFG-5")
+def test_rules_are_counted_each_for_itself() -> None:
+    """No two ids share a counter, up to the highest there can be."""
+    rules = [1, 64, 65, 128, 129, 0x1000, 0x1040, 0xFFFF]
+    core = CoreDevice()
+    core.set_config(tables_of([Bit("locked", False, False, False)] * 8 * SIZE, rules), 0)
+    cell = ffi.new("uint32_t *")
+    for at in range(8):
+        for _ in range(at + 1):
+            assert lib.pcs_test_check_write(core.raw, at, 1, 1, cell) == rules[at]
+    assert [lib.pcs_device_hits(core.raw, rule) for rule in rules[:8]] == list(range(1, 9))
+    assert lib.pcs_device_hits(core.raw, 1 << 16) == 0
     core.free()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pcisplit.back.devices.device import AreaKind
 from pcisplit.back.devices.vfio import abi
-from pcisplit.back.devices.vfio.function import bar_flags, msix_ranges, plan_areas
+from pcisplit.back.devices.vfio.layout import bar_flags, msix_ranges, plan_areas
 from pcisplit.pci import CAP_MSIX
 from pcisplit.wire import BarFlag
 

@@ -131,6 +131,9 @@ def case_bar_io_width(target: Target) -> None:
         expect_error(access(peer, Op.BAR_READ, 0, 8, bar.index), Error.BAD_SIZE)
 
 
+MSIX_RULE = 13
+
+
 @case("BAR-5", needs="msix")
 def case_bar_msix_table(target: Target) -> None:
     """The MSI-X table and the pending-bit array are denied."""
@@ -143,7 +146,9 @@ def case_bar_msix_table(target: Target) -> None:
             int.from_bytes(space[at + 8 : at + 12], "little"),
         ):
             for op in ACCESSES:
-                expect_error(access(peer, op, place & ~7, 4, place & 7), Error.DENIED, what=f"op {op:#x} on {place:#x}")
+                what = f"op {op:#x} on {place:#x}"
+                answer = expect_error(access(peer, op, place & ~7, 4, place & 7), Error.DENIED, what=what)
+                expect(answer.rule == MSIX_RULE, f"rule {MSIX_RULE}", f"{answer.rule}")
 
 
 @case("BAR-10", "ORD-1", "ORD-6", needs="memory")

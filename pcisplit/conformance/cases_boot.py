@@ -186,14 +186,18 @@ def case_b2f_seals(target: Target) -> None:
 
 @case("REG-3")
 def case_f2b_seals(target: Target) -> None:
-    """f2b can be written, and nothing else: its size and its seals stay."""
-    with target.session() as peer:
+    """f2b can be mapped and written at the meeting; once the front is Initialised its seals are complete."""
+    with target.meet() as peer:
         fd, size = region_fd(peer, RegionIndex.F2B), peer.info.region(RegionIndex.F2B).size
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-        wanted = FIXED | fcntl.F_SEAL_SEAL
-        expect(seals & wanted == wanted, f"seals {wanted:#x}", f"{seals:#x}")
+        wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        expect(seals == wanted, f"seals {wanted:#x} at the meeting", f"{seals:#x}")
         refuses_resize(fd, size, "f2b")
-        refused(lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE), "a further seal on f2b")
+        peer.connect()
+        wanted |= F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        expect(seals == wanted, f"seals {wanted:#x} when Connected", f"{seals:#x}")
+        refused(lambda: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE), "a further seal on f2b")
         peer.nop()
 
 

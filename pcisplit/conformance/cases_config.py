@@ -118,7 +118,7 @@ def case_config_denied_whole(target: Target) -> None:
     with target.session() as peer:
         line = peer.conf_read(pci.CACHE_LINE, 4)
         denied(peer, pci.CACHE_LINE, 4, line ^ 0x00000110, LATENCY_RULE, pci.LATENCY)
-        denied(peer, pci.COMMAND, 4, ALL_ON | 0x8000_0000, 3, pci.STATUS + 1)
+        denied(peer, pci.COMMAND, 4, ALL_ON | 0x0200_0000, 3, pci.STATUS + 1)
         denied(peer, pci.COMMAND, 4, 0x0010_0000, 3, pci.STATUS)
         expect(peer.conf_read(pci.COMMAND, 2) == ALL_ON, "COMMAND as before", "a part of a refused write")
 
@@ -141,16 +141,21 @@ def case_config_command(target: Target) -> None:
                 denied(peer, pci.COMMAND, 2, value, 2, pci.COMMAND + bit // 8)
 
 
-@case("CFG-3", "CFG-10")
+@case("CFG-3", "CFG-10", "CFG-14")
 def case_config_status(target: Target) -> None:
-    """STATUS accepts zeros, which change nothing, and refuses ones."""
+    """STATUS accepts zeros, which change nothing, and ones that clear an error; it refuses other ones."""
     with target.session() as peer:
         status = peer.conf_read(pci.STATUS, 2)
         peer.conf_write(pci.STATUS, 2, 0)
         peer.conf_write(pci.COMMAND, 4, ALL_ON)
         expect(peer.conf_read(pci.STATUS, 2) == status, f"STATUS {status:#x}", f"{peer.conf_read(pci.STATUS, 2):#x}")
         for bit in range(16):
-            denied(peer, pci.STATUS, 2, 1 << bit, 3, pci.STATUS + bit // 8)
+            if pci.STATUS_ERRORS >> bit & 1:
+                peer.conf_write(pci.STATUS, 2, 1 << bit)
+                after = peer.conf_read(pci.STATUS, 2)
+                expect(after & ~pci.STATUS_ERRORS == status & ~pci.STATUS_ERRORS, f"STATUS {status:#x}", f"{after:#x}")
+            else:
+                denied(peer, pci.STATUS, 2, 1 << bit, 3, pci.STATUS + bit // 8)
 
 
 @case("CFG-3", "CFG-2")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Cases of ``spec/dma.md`` in which a device moves octets: QEMU's edu copies between its buffer and DMA memory."""
 
+import itertools
+
 from pcisplit import pci
 from pcisplit.bootinfo import DmaWindow
 from pcisplit.conformance.case import DEADLINE, case, expect
@@ -138,3 +140,16 @@ def case_dma_master_begins_off(target: Target) -> None:
         put(peer, first.offset, octets(3))
         copy(peer, BUFFER, first.iova, BUFFER_SIZE, TO_MEMORY)
         expect(got(peer, first.offset, BUFFER_SIZE) == octets(3), "memory as the front wrote it", "another page")
+
+
+@case("DMA-8", needs="edu")
+def case_window_of_the_next_session(target: Target) -> None:
+    """The next session of a device has its window elsewhere, so that what the last one started late faults."""
+    spans = []
+    for _ in range(3):
+        with target.dma_session() as peer:
+            spans.append(range(window(peer).iova, window(peer).iova + window(peer).size))
+            peer.part()
+    for last, following in itertools.pairwise(spans):
+        apart = last.stop <= following.start or following.stop <= last.start
+        expect(apart, f"a window outside of {last.start:#x} to {last.stop:#x}", f"{following.start:#x}")

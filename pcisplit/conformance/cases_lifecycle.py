@@ -21,6 +21,16 @@ def reset(peer: Peer) -> Answer:
     return answer
 
 
+@case("LIFE-8", "MEET-23", devices=2)
+def case_front_that_never_connects(target: Target) -> None:
+    """A session whose front stays where it is ends with timeout after 10 seconds, and no other meeting waits for it."""
+    with target.meet() as peer:
+        with target.session(target.want(target.others()[0])) as other:
+            other.nop()
+        until(lambda: peer.back("state") == State.CLOSED, "the end of a session that is never connected", 10 + DEADLINE)
+        expect(peer.reason == Error.TIMEOUT, "reason timeout", str(peer.reason))
+
+
 @case("LIFE-1", "LIFE-3", "RING-13")
 def case_handshake(target: Target) -> None:
     """The back stays in InitWait until the front is Initialised, and then goes to Connected."""

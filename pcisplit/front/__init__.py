@@ -20,7 +20,8 @@ from pcisplit.front.config import Config
 from pcisplit.front.device import RemoteDevice
 from pcisplit.front.dma import DmaBuffer, DmaPool
 from pcisplit.front.irq import Irq
-from pcisplit.front.session import Session, connect
+from pcisplit.front.meet import connect
+from pcisplit.front.session import Session
 
 __all__ = ["Bar", "Config", "DmaBuffer", "DmaPool", "Irq", "RemoteDevice", "Session", "connect", "include_dirs"]
 

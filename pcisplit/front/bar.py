@@ -7,7 +7,7 @@ from pcisplit import bootinfo
 from pcisplit._core import ffi, lib
 from pcisplit.errors import AccessError, known_error
 from pcisplit.front.native import Handle
-from pcisplit.messages import Request, Response
+from pcisplit.messages import Request
 from pcisplit.wire import BarFlag, Op
 
 _read, _write, _post, _block = lib.pcsf_bar_read, lib.pcsf_bar_write, lib.pcsf_bar_post, lib.pcsf_block
@@ -99,20 +99,15 @@ class Bar:
             self._handle.fail(packed, self._where(f"write of a block of {len(data)} octets, accesses", offset, width))
 
     def read_many(self, offsets: Sequence[int], width: int = 4) -> list[int]:
-        """Read several registers, all in flight at once; values in the order of `offsets`. At most 256."""
+        """Read several registers, all in flight at once; values in the order of `offsets`. At most 256 (else BUSY)."""
         requests = [
             Request(Op.BAR_READ, device=self._device, region=self._index, offset=offset, width=width)
             for offset in offsets
         ]
-        wanted = {ident: at for at, ident in enumerate(self._handle.submit(requests))}
-        values = [0] * len(offsets)
-        problem: Response | None = None
-        while wanted:
-            for response in self._handle.poll_or_wait():
-                at = wanted.pop(response.id)
-                values[at] = response.value
-                problem = response if response.error else problem
-        if problem:
-            where = self._where(f"one of {len(offsets)} reads", problem.detail, width)
-            raise AccessError(known_error(problem.error), where, problem.rule, problem.detail)
-        return values
+        what = f"{len(offsets)} reads of {width} octets in flight in BAR {self._index} of {self._name}"
+        answers = self._handle.ask(requests, what)
+        for offset, answer in zip(offsets, answers, strict=True):
+            if answer.error:
+                where = f"{self._where('read', offset, width)}, one of {len(offsets)} in flight"
+                raise AccessError(known_error(answer.error), where, answer.rule, answer.detail)
+        return [answer.value for answer in answers]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """A remote device: what ``Session.acquire`` returns."""
 
+import contextlib
 from collections.abc import Sequence
 
-from pcisplit import bootinfo, wire
+from pcisplit import bootinfo, pci, wire
 from pcisplit._core import lib
-from pcisplit.errors import AccessError
+from pcisplit.errors import AccessError, PcisplitError, SessionGone
 from pcisplit.front.bar import Bar
 from pcisplit.front.config import Config
 from pcisplit.front.irq import Irq
@@ -17,7 +18,9 @@ from pcisplit.wire import DeviceFlag, Error, Op
 class RemoteDevice:
     """One device of the session. ``config``, ``bar(n)`` and ``irq(n)`` reach its parts; all share the session's thread rule."""
 
-    def __init__(self, handle: Handle, info: bootinfo.Device, b2f: memoryview, fds: Sequence[int], pipe: int) -> None:
+    def __init__(
+        self, handle: Handle, info: bootinfo.Device, b2f: memoryview, fds: Sequence[int], doorbell: int
+    ) -> None:
         self._handle, self._info = handle, info
         self._state = b2f[info.state_offset : info.state_offset + wire.DEVICE_STATE.sizeof()]
         self.name = info.name
@@ -27,7 +30,7 @@ class RemoteDevice:
         self._bars = {bar.index: Bar(handle, info.index, info.name, bar) for bar in info.bars}
         self._irqs = {
             vector.index: Irq(
-                handle, info.index, info.name, vector, fds[vector.fd] if vector.fd < len(fds) else -1, pipe
+                handle, info.index, info.name, vector, fds[vector.fd] if vector.fd < len(fds) else -1, doorbell
             )
             for vector in info.vectors
         }
@@ -55,7 +58,17 @@ class RemoteDevice:
             return self._irqs[vector]
         except KeyError:
             where = f"vector {vector} of {self.name}, which got {len(self._irqs)} at the meeting"
-            raise AccessError(Error.TOO_MANY_VECTORS, where) from None
+            sentence = "" if self._irqs else self._why_no_vectors()
+            raise AccessError(Error.TOO_MANY_VECTORS, where, sentence=sentence) from None
+
+    def _why_no_vectors(self) -> str:
+        """What its capabilities say about a device without a vector; empty if that is no news."""
+        with contextlib.suppress(PcisplitError):
+            found = {ident for ident, _ in pci.capabilities(self.config.dump(pci.CONFIG_SIZE))}
+            if pci.CAP_MSI in found:
+                return "the session asked for none: connect(devices=[Need(name, vectors)])"
+            return "it has MSI-X only, which this version does not build" if pci.CAP_MSIX in found else "it has no MSI"
+        return ""
 
     @property
     def generation(self) -> int:
@@ -73,14 +86,19 @@ class RemoteDevice:
     @property
     def posted_errors(self) -> int:
         """Posted writes of this device that failed; valid for those before the last answered request."""
-        fields = parse_untrusted(wire.DEVICE_STATE, bytes(self._state), "device state", Error.OP_FAILED)
-        return int(fields["posted_errors"])
+        return self._count("posted_errors")
 
     @property
     def refused(self) -> int:
         """Requests of this device that were answered with an error, posted ones included."""
-        fields = parse_untrusted(wire.DEVICE_STATE, bytes(self._state), "device state", Error.OP_FAILED)
-        return int(fields["refused"])
+        return self._count("refused")
+
+    def _count(self, name: str) -> int:
+        try:
+            octets = bytes(self._state)
+        except ValueError:  # released
+            raise SessionGone(Error.SUCCESS) from None
+        return int(parse_untrusted(wire.DEVICE_STATE, octets, "device state", Error.OP_FAILED)[name])
 
     def release(self) -> None:
         """Let go of shared memory; called by the session."""

@@ -5,7 +5,7 @@ import mmap
 from typing import NamedTuple
 
 from pcisplit.bootinfo import DmaWindow
-from pcisplit.errors import AccessError
+from pcisplit.errors import AccessError, BusyError
 from pcisplit.wire import Error
 
 
@@ -31,11 +31,15 @@ class DmaPool:
         self.size = sum(window.size for window in windows)
 
     def __repr__(self) -> str:
-        free = sum(end - start for spans in self._free for start, end in spans)
-        return f"<DMA pool: {self.size:#x} octets in {len(self._windows)} windows, {free:#x} free>"
+        return f"<DMA pool: {self.size:#x} octets in {len(self._windows)} windows, {self.free_size:#x} free>"
+
+    @property
+    def free_size(self) -> int:
+        """Octets that are not allocated; not all of them in one piece."""
+        return sum(end - start for spans in self._free for start, end in spans)
 
     def alloc(self, size: int, align: int = 64) -> DmaBuffer:
-        """`size` octets whose IOVA is a multiple of `align`. Raises AccessError (QUOTA) when no free span fits."""
+        """`size` octets whose IOVA is a multiple of `align`. Raises AccessError (DMA_TOO_LARGE) when no free span fits."""
         for window, spans in zip(self._windows, self._free, strict=True):
             for at, (start, end) in enumerate(spans):
                 first = -(-(window.iova + start) // align) * align - window.iova
@@ -44,18 +48,26 @@ class DmaPool:
                     memory = self._view[window.offset + first : window.offset + first + size]
                     self._loans.append(memory)
                     return DmaBuffer(memory, window.iova + first, size)
-        what = f"{size:#x} octets aligned to {align:#x} in {self!r}; ask for more at connect(dma=...) and serve --dma"
-        raise AccessError(Error.QUOTA, what)
+        largest = max((end - start for spans in self._free for start, end in spans), default=0)
+        has = f"the pool of {self.size:#x} octets has {self.free_size:#x} free, at most {largest:#x} in one piece"
+        change = "free a buffer, or ask for more at connect(dma=...), which serve --dma must allow"
+        what = f"{size:#x} octets of DMA memory aligned to {align:#x}"
+        raise AccessError(Error.DMA_TOO_LARGE, what, sentence=f"{has}: {change}")
 
     def free(self, buffer: DmaBuffer) -> None:
-        """Give a buffer back; its memory must not be used any more. Raises ValueError if it is not of this pool."""
+        """Give a buffer back; its memory must not be used any more.
+
+        Raises ValueError if it is not of this pool, BusyError if something made of its memory (an array) still is.
+        """
         for window, spans in zip(self._windows, self._free, strict=True):
             start = buffer.iova - window.iova
             if start >= 0 and start + buffer.size <= window.size:
                 end = start + buffer.size
                 if any(start < e and s < end for s, e in spans):
                     break
-                buffer.memory.release()
+                if not _let_go(buffer.memory):
+                    raise BusyError(f"{buffer!r} is still in use: let go of what was made of its memory, then free it")
+                self._loans = [loan for loan in self._loans if loan is not buffer.memory]
                 spans.append((start, end))
                 spans.sort()
                 merged: list[tuple[int, int]] = []
@@ -68,8 +80,20 @@ class DmaPool:
                 return
         raise ValueError(f"{buffer!r} is not allocated in {self!r}")
 
-    def release(self) -> None:
-        """Let go of the memory, buffers included, so that it can be unmapped."""
-        for loan in self._loans:
-            loan.release()
+    def release(self) -> int:
+        """Let go of the memory, buffers included, so that it can be unmapped. Idempotent.
+
+        Returns how many buffers are still in use: something else than a slice was made of their memory.
+        """
+        self._free = [[] for _ in self._windows]
+        self._loans = [loan for loan in self._loans if not _let_go(loan)]
         self._view.release()
+        return len(self._loans)
+
+
+def _let_go(memory: memoryview) -> bool:
+    try:
+        memory.release()
+    except BufferError:
+        return False
+    return True

@@ -15,12 +15,12 @@ from pcisplit.wire import Error, Op, VectorMode
 class Irq:
     """One vector. ``wait`` takes seconds and returns how many interrupts came since it was last asked."""
 
-    __slots__ = ("_device", "_fd", "_handle", "_name", "_pipe", "mode", "vector")
+    __slots__ = ("_device", "_doorbell", "_fd", "_handle", "_name", "mode", "vector")
 
-    def __init__(self, handle: Handle, device: int, name: str, info: bootinfo.Vector, fd: int, pipe: int) -> None:
+    def __init__(self, handle: Handle, device: int, name: str, info: bootinfo.Vector, fd: int, doorbell: int) -> None:
         self._handle, self._device, self._name = handle, device, name
         self.vector, self.mode = info.index, info.mode
-        self._fd, self._pipe = fd, pipe
+        self._fd, self._doorbell = fd, doorbell
 
     def __repr__(self) -> str:
         return f"<vector {self.vector} of {self._name}, {self.mode.name.lower()}>"
@@ -47,7 +47,7 @@ class Irq:
         if self.mode is VectorMode.DIRECT:
             return self._wait_eventfd(timeout)
         count = ffi.new("uint64_t *")
-        limit = -1 if timeout is None else int(timeout * 1e9)
+        limit = -1 if timeout is None else int(max(timeout, 0.0) * 1e9)
         error = lib.pcsf_interrupt_wait(self._handle.raw, self._device, self.vector, count, limit)
         if error:
             self._handle.fail_code(error, self._where(f"waiting {timeout} s for"))
@@ -57,11 +57,12 @@ class Irq:
         """As ``wait``, in a trio task; the deadline is the caller's (``trio.fail_after``)."""
         import trio  # not at the top: a synchronous front need not pay for it
 
-        fd = self._fd if self.mode is VectorMode.DIRECT else self._pipe
+        fd = self._fd if self.mode is VectorMode.DIRECT else self._doorbell
         while True:
             try:
-                if lib.pcsf_sleep(self._handle.raw) < 0:
-                    self._handle.fail_code(Error.GONE, self._where("waiting for"))
+                error = lib.pcsf_sleep(self._handle.raw)
+                if error < 0:
+                    self._handle.fail_code(error, self._where("waiting for"))
                 count = self.poll()
                 if count:
                     return count
@@ -70,10 +71,13 @@ class Irq:
                 lib.pcsf_awake(self._handle.raw)
 
     def _read_eventfd(self) -> int:
+        """O_NONBLOCK is an eventfd's open file's, and so the back's to clear: RWF_NOWAIT is this call's own [THR-33]."""
+        count = bytearray(8)
         try:
-            return int.from_bytes(os.read(self._fd, 8), "little")
+            os.preadv(self._fd, [count], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return 0
+        return int.from_bytes(count, "little")
 
     def _wait_eventfd(self, timeout: float | None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout

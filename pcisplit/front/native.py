@@ -2,12 +2,14 @@
 """The C frontend as Python sees it: one handle, calls that return packed results, errors unpacked in one place."""
 
 import mmap
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pcisplit import wire
 from pcisplit._core import ffi, lib
 from pcisplit.errors import AccessError, AccessTimeout, BusyError, SessionGone, known_error
+from pcisplit.front.slots import pack, unpack_untrusted
 from pcisplit.messages import Request, Response
 from pcisplit.wire import Error, State
 
@@ -27,7 +29,14 @@ class Handle:
             self._release()
             raise SessionGone(known_error(error[0]))
         self.raw: Any = ffi.gc(raw, lib.pcsf_free)  # a thread on its way in holds it: memory outlives the session
+        self.timeout = 0.0
+        self.strays = 0  #: answers to submitted requests that came to somebody else
         self._closed = False
+
+    def set_timeout(self, seconds: float) -> None:
+        """Seconds after which a call gives up."""
+        self.timeout = seconds
+        lib.pcsf_set_timeout(self.raw, int(seconds * 1e9))
 
     def free(self) -> None:
         """Let go of the mappings; calls fail from now on. Nobody is inside: ``pcsf_retire`` has said so. Idempotent."""
@@ -71,7 +80,7 @@ class Handle:
 
     def submit(self, requests: Sequence[Request]) -> list[int]:
         """Put requests in flight; returns their ids. Raises AccessError (BUSY) when ring or table are full."""
-        octets = ffi.new("uint8_t[]", b"".join(request.to_bytes() for request in requests))
+        octets = ffi.new("uint8_t[]", b"".join(pack(request) for request in requests))
         error = ffi.new("int *")
         done = lib.pcsf_submit(self.raw, octets, len(requests), error)
         if error[0]:
@@ -88,15 +97,39 @@ class Handle:
         if error[0]:
             self.fail_code(error[0], "taking answers")
         data = bytes(ffi.buffer(octets, done * size))
-        return [Response.from_bytes_untrusted(data[at : at + size]) for at in range(0, len(data), size)]
+        return [unpack_untrusted(Response, data[at : at + size]) for at in range(0, len(data), size)]
 
     def poll_or_wait(self, most: int = 64) -> list[Response]:
-        """As poll, but spins until at least one answer has come. AccessTimeout after the handle's timeout."""
+        """As poll, but waits until at least one answer has come. AccessTimeout after the handle's timeout."""
         while not (came := self.poll(most)):
             error = lib.pcsf_wait_answer(self.raw)
             if error:
                 self.fail_code(error, "waiting for answers")
         return came
+
+    def ask(self, requests: Sequence[Request], where: str) -> list[Response]:
+        """Submit requests, all in flight at once, and wait for their answers, which come in the order of the requests.
+
+        AccessTimeout when they are not all there within the handle's timeout; late ones are dropped and counted.
+        """
+        deadline = time.monotonic() + self.timeout
+        answers: dict[int, Response | None] = {}
+        try:
+            answers = dict.fromkeys(self.submit(requests))
+            missing = len(answers)
+            while missing:
+                for response in self.poll_or_wait():
+                    if answers.get(response.id, response) is not None:  # of an earlier call that gave up, or twice
+                        self.strays += 1
+                        continue
+                    answers[response.id] = response
+                    missing -= 1
+                if missing and time.monotonic() > deadline:
+                    self.fail_code(Error.TIMEOUT, where)
+        except BaseException:
+            lib.pcsf_abandon(self.raw)
+            raise
+        return [response for response in answers.values() if response is not None]
 
     def trace(self, entries: int) -> None:
         """Keep the last `entries` slots that cross; 0 ends it. Raises MemoryError."""

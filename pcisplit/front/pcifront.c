@@ -20,7 +20,18 @@ static void kick(struct pcifront *f)
 
 /* ---- answers ----------------------------------------------------------------------------------------------------- */
 
-/* File one response under its request. The id is the back's word: it is masked into the table and compared whole. */
+/* Whether these are octets that a back may write: an error of the table, reserved octets zero. */
+static int sound(const union pcifront_slot *slot)
+{
+    const uint64_t *word = slot->raw.word;
+    unsigned code = (unsigned)-(int)slot->response.error; /* of a positive error: a large number */
+
+    _Static_assert(offsetof(struct pcisplit_response, reserved) == 36, "the words below are the reserved octets");
+    return code < 64 && PCISPLIT_ERRORS_KNOWN >> code & 1 && !(word[4] >> 32 | word[5] | word[6] | word[7]);
+}
+
+/* File one response under its request. The id is the back's word: it is masked into the table and compared whole. Callers
+ * see errors of the table and nothing else: they test for < 0 [THR-32]. */
 static void file_untrusted(struct pcifront *f, const union pcifront_slot *slot)
 {
     struct pcifront_pending *pending = &f->pending[slot->response.id & (PCIFRONT_PENDING - 1)];
@@ -40,7 +51,10 @@ static void file_untrusted(struct pcifront *f, const union pcifront_slot *slot)
         return;
     }
     pcifront_copy_slot(&pending->response, slot);
-    if (slot->response.op == PCISPLIT_OP_RESET && slot->response.error == PCISPLIT_ERROR_SUCCESS) {
+    if (!sound(slot)) {
+        pending->response.error = PCISPLIT_ERROR_OP_FAILED;
+        f->strange++;
+    } else if (slot->response.op == PCISPLIT_OP_RESET && slot->response.error == PCISPLIT_ERROR_SUCCESS) {
         device->generation = slot->response.generation;
     } else if (slot->response.generation != pending->generation && slot->response.error == PCISPLIT_ERROR_SUCCESS) {
         pending->response.error = PCISPLIT_ERROR_STALE; /* [LIFE-23] */
@@ -98,16 +112,33 @@ void pcifront_awake(struct pcifront *f)
     pcisplit_sleep_end(&f->front->sleeping);
 }
 
-int pcifront_wait(struct pcifront *f, pcifront_stop stop, const void *what, uint64_t deadline)
+/* A deadline that counts from the first wait begins to count. */
+static void settle(struct pcifront *f, uint64_t *deadline)
+{
+    if (*deadline & PCIFRONT_COUNTED && *deadline != PCIFRONT_FOREVER)
+        *deadline = f->hooks.now(f->hooks.context) + (*deadline & ~PCIFRONT_COUNTED);
+}
+
+/* For a turn that brought something, but not what was wanted: a back that publishes without end stretches no deadline. */
+int pcifront_overdue(struct pcifront *f, uint64_t *deadline)
+{
+    settle(f, deadline);
+    if (*deadline == PCIFRONT_FOREVER || f->hooks.now(f->hooks.context) < *deadline)
+        return 0;
+    return PCISPLIT_ERROR_TIMEOUT;
+}
+
+int pcifront_wait(struct pcifront *f, pcifront_stop stop, const void *what, uint64_t *deadline)
 {
     for (uint32_t i = 0; i < f->spin; i++) {
         if (pcisplit_available(&f->responses) != 0 || (stop && stop(f, what)))
             return 0;
         pcisplit_pause();
     }
+    settle(f, deadline);
     int error = sleep_begin(f);
     if (error == 0 && !(stop && stop(f, what)))
-        error = f->hooks.wait(f->hooks.context, deadline);
+        error = f->hooks.wait(f->hooks.context, *deadline);
     if (!f->yielded)
         pcisplit_sleep_end(&f->front->sleeping);
     return error < 0 ? error : 0;
@@ -165,24 +196,42 @@ static int space_stop(struct pcifront *f, const void *what)
     return pcisplit_space_recheck(&f->requests) != 0 || !pcifront_connected(f);
 }
 
-/* enter(), waiting for a slot of the ring or the table if there is none. */
-static int enter_wait(struct pcifront *f, union pcifront_slot *slot, uint8_t state, uint64_t deadline)
+/* Whether the table lacks an entry that only an answer can free: 0 there is a free one, 1, or BUSY if no answer is owed
+ * (all have come and wait for pcifront_poll). */
+static int table_full(const struct pcifront *f)
+{
+    int owed = PCISPLIT_ERROR_BUSY;
+    for (unsigned i = 0; i < PCIFRONT_PENDING; i++) {
+        if (f->pending[i].state == FREE)
+            return 0;
+        if (f->pending[i].state != DONE)
+            owed = 1;
+    }
+    return owed;
+}
+
+/* enter(), waiting for a slot of the ring or an entry of the table if there is none. For an answer it waits only when one
+ * must come before the request can be entered. Otherwise it waits for space, which is looked at again on the way to sleep:
+ * it may have come since enter() looked, and then nothing would end a wait for anything else. */
+static int enter_wait(struct pcifront *f, union pcifront_slot *slot, uint8_t state, uint64_t *deadline)
 {
     int error;
     while ((error = enter(f, slot, state)) == PCISPLIT_ERROR_BUSY) {
         pcifront_publish(f); /* what fills the ring may not be visible yet */
-        if ((error = pcifront_collect(f)) < 0)
-            return error;
-        if (error == 0) { /* without space it is the ring that is full, else the table: only answers help there */
-            pcifront_stop stop = pcisplit_space(&f->requests, 1) == 0 ? space_stop : 0;
-            if ((error = pcifront_wait(f, stop, 0, deadline)) < 0)
-                return error;
+        error = pcifront_collect(f);
+        if (error == 0) {
+            int full = state == FREE ? 0 : table_full(f);
+            error = full < 0 ? full : pcifront_wait(f, full ? 0 : space_stop, 0, deadline);
+        } else if (error > 0) {
+            error = pcifront_overdue(f, deadline);
         }
+        if (error < 0)
+            return error;
     }
     return error;
 }
 
-int pcifront_call_slot(struct pcifront *f, union pcifront_slot *slot, uint8_t chunk, uint64_t deadline)
+int pcifront_call_slot(struct pcifront *f, union pcifront_slot *slot, uint8_t chunk, uint64_t *deadline)
 {
     int error = enter_wait(f, slot, CALLED, deadline);
     if (error < 0)
@@ -201,11 +250,11 @@ int pcifront_call_slot(struct pcifront *f, union pcifront_slot *slot, uint8_t ch
             pending->state = FREE;
             return slot->response.error;
         }
-        if (error == 0 && !pcifront_connected(f)) {
-            error = PCISPLIT_ERROR_GONE;
-            break;
-        }
-        if (error == 0 && (error = pcifront_wait(f, 0, 0, deadline)) < 0)
+        if (error > 0)
+            error = pcifront_overdue(f, deadline);
+        else
+            error = pcifront_connected(f) ? pcifront_wait(f, 0, 0, deadline) : PCISPLIT_ERROR_GONE;
+        if (error < 0)
             break;
     }
     pending->state = ABANDONED; /* its answer may still come */
@@ -217,7 +266,7 @@ int pcifront_call(struct pcifront *f, struct pcisplit_request *request, struct p
 {
     union pcifront_slot slot;
     pcifront_copy_slot(&slot, request);
-    int error = pcifront_call_slot(f, &slot, 0, deadline);
+    int error = pcifront_call_slot(f, &slot, 0, &deadline);
     if (slot.response.error == error)
         pcifront_copy_slot(response, &slot);
     return error;
@@ -225,7 +274,7 @@ int pcifront_call(struct pcifront *f, struct pcisplit_request *request, struct p
 
 int pcifront_enter_posted(struct pcifront *f, union pcifront_slot *slot, uint64_t deadline)
 {
-    return deadline ? enter_wait(f, slot, FREE, deadline) : enter(f, slot, FREE);
+    return deadline ? enter_wait(f, slot, FREE, &deadline) : enter(f, slot, FREE);
 }
 
 int pcifront_submit(struct pcifront *f, struct pcisplit_request *request)
@@ -259,10 +308,21 @@ int pcifront_wait_answer(struct pcifront *f, uint64_t deadline)
 {
     while (f->done_head == f->done_tail) {
         int error = pcifront_collect(f);
-        if (error == 0)
-            error = pcifront_connected(f) ? pcifront_wait(f, 0, 0, deadline) : PCISPLIT_ERROR_GONE;
+        if (error > 0)
+            error = f->done_head == f->done_tail ? pcifront_overdue(f, &deadline) : 0;
+        else if (error == 0)
+            error = pcifront_connected(f) ? pcifront_wait(f, 0, 0, &deadline) : PCISPLIT_ERROR_GONE;
         if (error < 0)
             return error;
     }
     return 0;
+}
+
+void pcifront_abandon(struct pcifront *f)
+{
+    for (; f->done_head != f->done_tail; f->late++)
+        f->pending[f->done[f->done_head++ & (PCIFRONT_PENDING - 1)]].state = FREE;
+    for (unsigned i = 0; i < PCIFRONT_PENDING; i++)
+        if (f->pending[i].state == SUBMITTED)
+            f->pending[i].state = ABANDONED;
 }

@@ -7,8 +7,10 @@
  * Life: fill in `struct pcifront_hooks`, pcifront_attach() with the boot-info block, pcifront_connect(), use the devices,
  * pcifront_close(). One thread at a time.
  *
- * Calls return 0 (PCISPLIT_ERROR_SUCCESS) or a negative PCISPLIT_ERROR_*. Deadlines are absolute, in the nanoseconds of
- * the `now` hook; PCIFRONT_FOREVER waits until the answer comes or the session ends.
+ * Calls return 0 (PCISPLIT_ERROR_SUCCESS) or a negative PCISPLIT_ERROR_*; what a back answers that is none becomes
+ * OP_FAILED. Deadlines are absolute, in the nanoseconds of the `now` hook; PCIFRONT_WITHIN(ns) counts from when the call
+ * first has to wait, so that a call which need not does not ask for the time; PCIFRONT_FOREVER waits until the answer comes
+ * or the session ends.
  *
  * Two ways to use it. The calls that read as sentences (pcifront_bar_read, ...) submit, spin within the budget, then wait.
  * pcifront_submit() and pcifront_poll() do not wait: keep many requests in flight, and let the wait be the caller's
@@ -20,6 +22,8 @@
 #include "pcisplit_ring.h"
 
 #define PCIFRONT_FOREVER UINT64_MAX
+#define PCIFRONT_COUNTED (UINT64_C(1) << 63) /* of a deadline: it counts from the first wait; `ns` is below it */
+#define PCIFRONT_WITHIN(ns) ((uint64_t)(ns) | PCIFRONT_COUNTED)
 #define PCIFRONT_PENDING 256 /* requests in flight; a power of two, at most the slots of the response ring */
 
 struct pcifront_hooks {
@@ -76,7 +80,7 @@ struct pcifront {
     uint32_t spin;         /* turns to spin before sleeping */
     uint32_t yielded;      /* the caller waits for the doorbell itself: calls leave the sleeping word set */
     uint64_t features;
-    uint64_t late, strange, stale; /* responses nobody waits for, nobody asked for, of an old generation */
+    uint64_t late, strange, stale; /* responses nobody waits for; not asked for or against the rules; of an old generation */
     uint32_t next_id;
     uint32_t done_head, done_tail;
     uint8_t done[PCIFRONT_PENDING]; /* completed by submit/poll, oldest first */
@@ -86,11 +90,16 @@ struct pcifront {
     struct pcifront_pending pending[PCIFRONT_PENDING];
 };
 
+/* Flags of pcifront_attach(). TENDER_ADDRESSES: a tender has checked the block, mapped the regions and written their
+ * addresses into it; a region that is not given is taken from there. Never set it for a block as it came from the back, which
+ * would then choose where we read and write [THR-30]. */
+#define PCIFRONT_TENDER_ADDRESSES 0x1u
+
 /* Check the boot-info block and the regions, take the rings, and become Initialised [BOOT-4, REG-5].
- * `region[i]` and `size[i]` are the mapping of region i (PCISPLIT_REGION_*); a NULL takes the block's own address, as a
- * tender wrote it. The DMA region may be missing. OP_FAILED if anything in the block is not sound. */
+ * `region[i]` and `size[i]` are the mapping of region i (PCISPLIT_REGION_*), NULL one that is not given. The DMA region may
+ * be missing. OP_FAILED if anything in the block is not sound. */
 int pcifront_attach(struct pcifront *f, const void *boot_info, size_t length, void *const region[3],
-                    const uint64_t size[3], const struct pcifront_hooks *hooks);
+                    const uint64_t size[3], const struct pcifront_hooks *hooks, unsigned flags);
 
 /* Wait until the back is Connected and become so. TIMEOUT, GONE. */
 int pcifront_connect(struct pcifront *f, uint64_t deadline);
@@ -149,6 +158,9 @@ int pcifront_poll(struct pcifront *f, struct pcisplit_response *response);
 
 /* Wait until pcifront_poll() has something to give: 0, TIMEOUT, GONE. */
 int pcifront_wait_answer(struct pcifront *f, uint64_t deadline);
+
+/* Give up every submitted request: answers that have come are dropped, those still to come will be; both count as late. */
+void pcifront_abandon(struct pcifront *f);
 
 /* The next hint: 1 and *event, 0 if there is none. */
 int pcifront_event(struct pcifront *f, struct pcisplit_event *event);

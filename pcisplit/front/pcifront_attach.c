@@ -7,9 +7,9 @@
 
 struct attach {
     struct pcifront *f;
-    const struct pcisplit_boot_info *info;
     void *region[3];
     uint64_t size[3];
+    unsigned flags;
     const struct pcisplit_boot_ring *ring[3];
     const struct pcisplit_boot_bulk *bulk[2];
 };
@@ -34,10 +34,10 @@ static void zero(void *memory, size_t length)
 
 static int take_region(struct attach *a, const struct pcisplit_boot_region *r)
 {
-    if (r->index > PCISPLIT_REGION_DMA)
+    if (r->index > PCISPLIT_REGION_DMA || !r->writable != (r->index == PCISPLIT_REGION_B2F)) /* [THR-31] */
         return PCISPLIT_ERROR_OP_FAILED;
-    if (!a->region[r->index] && r->address) {
-        a->region[r->index] = (void *)(uintptr_t)r->address; /* a tender's guest address */
+    if (!a->region[r->index] && r->address && a->flags & PCIFRONT_TENDER_ADDRESSES) { /* else it is the back's word */
+        a->region[r->index] = (void *)(uintptr_t)r->address;
         a->size[r->index] = r->size;
     }
     return a->region[r->index] && a->size[r->index] != r->size ? PCISPLIT_ERROR_OP_FAILED : 0;
@@ -165,7 +165,7 @@ static void set_state(struct pcifront *f, uint32_t state)
 }
 
 int pcifront_attach(struct pcifront *f, const void *boot_info, size_t length, void *const region[3],
-                    const uint64_t size[3], const struct pcifront_hooks *hooks)
+                    const uint64_t size[3], const struct pcifront_hooks *hooks, unsigned flags)
 {
     const struct pcisplit_boot_info *info = boot_info;
     struct attach a;
@@ -173,7 +173,7 @@ int pcifront_attach(struct pcifront *f, const void *boot_info, size_t length, vo
     zero(f, sizeof *f);
     zero(&a, sizeof a);
     a.f = f;
-    a.info = info;
+    a.flags = flags;
     for (unsigned i = 0; i < 3; i++) {
         a.region[i] = region[i];
         a.size[i] = size[i];
@@ -211,7 +211,11 @@ static int connect_stop(struct pcifront *f, const void *what)
 int pcifront_connect(struct pcifront *f, uint64_t deadline)
 {
     while (!connect_stop(f, 0)) {
-        int error = pcifront_wait(f, connect_stop, 0, deadline);
+        int error = pcifront_collect(f); /* there can be none that was asked for */
+        if (error > 0)
+            error = pcifront_overdue(f, &deadline);
+        else if (error == 0)
+            error = pcifront_wait(f, connect_stop, 0, &deadline);
         if (error < 0)
             return error;
     }

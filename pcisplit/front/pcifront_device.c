@@ -22,7 +22,7 @@ int pcifront_config_read(struct pcifront *f, unsigned device, uint32_t offset, u
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_CONF_READ, device, 0, offset, width, 0);
-    int error = pcifront_call_slot(f, &slot, 0, deadline);
+    int error = pcifront_call_slot(f, &slot, 0, &deadline);
     *value = error ? 0xffffffffu : (uint32_t)slot.response.value;
     return error;
 }
@@ -32,7 +32,7 @@ int pcifront_config_write(struct pcifront *f, unsigned device, uint32_t offset, 
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_CONF_WRITE, device, 0, offset, width, value);
-    return pcifront_call_slot(f, &slot, 0, deadline);
+    return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
 int pcifront_bar_read(struct pcifront *f, unsigned device, unsigned bar, uint64_t offset, unsigned width,
@@ -40,7 +40,7 @@ int pcifront_bar_read(struct pcifront *f, unsigned device, unsigned bar, uint64_
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_BAR_READ, device, bar, offset, width, 0);
-    int error = pcifront_call_slot(f, &slot, 0, deadline);
+    int error = pcifront_call_slot(f, &slot, 0, &deadline);
     *value = error ? UINT64_MAX : slot.response.value;
     return error;
 }
@@ -50,7 +50,7 @@ int pcifront_bar_write(struct pcifront *f, unsigned device, unsigned bar, uint64
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_BAR_WRITE, device, bar, offset, width, value);
-    return pcifront_call_slot(f, &slot, 0, deadline);
+    return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
 int pcifront_bar_post(struct pcifront *f, unsigned device, unsigned bar, uint64_t offset, unsigned width,
@@ -73,11 +73,15 @@ static int chunk_stop(struct pcifront *f, const void *what)
 
 /* One block of at most BLOCK_MAX octets. `to` or `from` is NULL. */
 static int block(struct pcifront *f, union pcifront_slot *slot, uint8_t *to, const uint8_t *from, uint32_t length,
-                 uint64_t deadline)
+                 uint64_t *deadline)
 {
     while (!chunk_stop(f, 0)) { /* every chunk is held by a block that timed out [BAR-23] */
-        int error = pcifront_wait(f, 0, 0, deadline);
-        if (error < 0 || (error = pcifront_collect(f)) < 0)
+        int error = pcifront_collect(f);
+        if (error > 0)
+            error = pcifront_overdue(f, deadline);
+        else if (error == 0)
+            error = pcifront_connected(f) ? pcifront_wait(f, 0, 0, deadline) : PCISPLIT_ERROR_GONE;
+        if (error < 0)
             return error;
     }
     unsigned chunk = 0; /* no count-trailing-zeros: it is a libgcc call on riscv */
@@ -102,7 +106,7 @@ static int blocks(struct pcifront *f, unsigned op, unsigned device, unsigned bar
         uint32_t part = left < PCISPLIT_BLOCK_MAX ? (uint32_t)left : PCISPLIT_BLOCK_MAX;
         union pcifront_slot slot;
         compose(&slot, op, device, bar, offset + *moved, width, 0);
-        int error = block(f, &slot, to ? to + *moved : 0, from ? from + *moved : 0, part, deadline);
+        int error = block(f, &slot, to ? to + *moved : 0, from ? from + *moved : 0, part, &deadline);
         if (error) {
             *moved += slot.response.error == error && slot.response.length <= part ? slot.response.length : 0;
             return error;
@@ -128,7 +132,7 @@ int pcifront_reset(struct pcifront *f, unsigned device, uint64_t deadline)
 {
     union pcifront_slot slot;
     compose(&slot, PCISPLIT_OP_RESET, device, 0, 0, 0, 0);
-    return pcifront_call_slot(f, &slot, 0, deadline);
+    return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
 /* ---- interrupts and hints ------------------------------------------------------------------------------------------ */
@@ -138,7 +142,7 @@ static int vector_op(struct pcifront *f, unsigned op, unsigned device, uint64_t 
     union pcifront_slot slot;
     compose(&slot, op, device, 0, 0, 0, 0);
     slot.request.count = 1;
-    return pcifront_call_slot(f, &slot, 0, deadline);
+    return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
 int pcifront_enable_msi(struct pcifront *f, unsigned device, uint64_t deadline)
@@ -189,7 +193,11 @@ int pcifront_interrupt_wait(struct pcifront *f, unsigned device, unsigned vector
         if (!pcifront_connected(f))
             return PCISPLIT_ERROR_GONE;
         int error = pcifront_collect(f);
-        if (error < 0 || (error == 0 && (error = pcifront_wait(f, interrupt_stop, &wanted, deadline)) < 0))
+        if (error > 0)
+            error = pcifront_overdue(f, &deadline);
+        else if (error == 0)
+            error = pcifront_wait(f, interrupt_stop, &wanted, &deadline);
+        if (error < 0)
             return error;
     }
     return 0;

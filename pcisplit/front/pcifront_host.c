@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,12 +19,14 @@ struct traced {
 
 struct pcsf {
     struct pcifront front;
-    int kick_fd, pipe_fd, socket_fd;
+    int kick_fd, rung_fd, socket_fd;
     int gone;   // the socket hung up
     int closed; // retired: the regions may be unmapped, nothing looks at them any more
     atomic_flag inside; // a thread is in here
-    uint64_t timeout, deadline; // deadline 0: to be set when the call first waits
+    uint64_t timeout;
     uint64_t last_value, last_detail, last_moved;
+    uint32_t last_state; // of the back, with its reason: what a caller is told while another thread is inside
+    int last_reason;
     struct traced *traced;
     unsigned trace_size, trace_head, trace_tail;
 };
@@ -38,27 +41,33 @@ static uint64_t host_now(void *context)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+// O_NONBLOCK of the eventfd is the back's to clear as well: nothing is written that has no room. Full counts as rung.
 static void host_kick(void *context)
 {
     struct pcsf *p = context;
+    struct pollfd fd = {.fd = p->kick_fd, .events = POLLOUT};
     uint64_t one = 1;
-    ssize_t written = write(p->kick_fd, &one, sizeof one); // full counts as rung
-    (void)written;
+    if (poll(&fd, 1, 0) == 1 && fd.revents & POLLOUT)
+        (void)!write(p->kick_fd, &one, sizeof one);
+}
+
+// Take what rang, once: a back that rings without end keeps nobody here, and what is left wakes the next wait for nothing.
+static void drain(struct pcsf *p)
+{
+    char drained[1024]; // a socket holds fewer messages of one octet
+    ssize_t octets = recv(p->rung_fd, drained, sizeof drained, MSG_DONTWAIT);
+    if (octets == 0 || (octets < 0 && errno != EAGAIN && errno != EINTR))
+        p->gone = 1; // the back holds the other end while it lives
 }
 
 static int host_wait(void *context, uint64_t deadline)
 {
     struct pcsf *p = context;
-    struct pollfd fd[2] = {{.fd = p->pipe_fd, .events = POLLIN}, {.fd = p->socket_fd, .events = POLLIN}};
+    struct pollfd fd[2] = {{.fd = p->rung_fd, .events = POLLIN}, {.fd = p->socket_fd, .events = POLLIN}};
     uint64_t now = host_now(p);
-    char drained[64];
 
     if (p->gone)
         return PCISPLIT_ERROR_GONE;
-    if (p->deadline == 0)
-        p->deadline = now + p->timeout;
-    if (deadline > p->deadline)
-        deadline = p->deadline;
     if (deadline <= now)
         return PCISPLIT_ERROR_TIMEOUT;
     uint64_t left = deadline - now;
@@ -69,10 +78,9 @@ static int host_wait(void *context, uint64_t deadline)
     if (ready < 0)
         return errno == EINTR ? 0 : PCISPLIT_ERROR_GONE;
     if (fd[0].revents & POLLIN && !p->front.yielded) // else the kick may be for who yielded, who drains it
-        while (read(p->pipe_fd, drained, sizeof drained) == sizeof drained)
-            ;
+        drain(p);
     if (fd[1].revents || fd[0].revents & (POLLHUP | POLLERR | POLLNVAL)) {
-        p->gone = 1; // the back never writes on the socket: readable means closed
+        p->gone = 1; // the back never writes on the socket: readable means closed, by it or by us
         return fd[0].revents & POLLIN ? 0 : PCISPLIT_ERROR_GONE;
     }
     return 0;
@@ -92,7 +100,7 @@ static void host_trace(void *context, unsigned kind, const struct pcisplit_slot 
 /* ---- life ------------------------------------------------------------------------------------------------------------ */
 
 struct pcsf *pcsf_new(const void *boot_info, size_t length, void *f2b, void *b2f, void *dma, const uint64_t *sizes,
-                      int kick_fd, int pipe_fd, int socket_fd, int *error)
+                      int kick_fd, int rung_fd, int socket_fd, int *error)
 {
     struct pcsf *p = calloc(1, sizeof *p);
     uint64_t *aligned = malloc(length);
@@ -103,11 +111,11 @@ struct pcsf *pcsf_new(const void *boot_info, size_t length, void *f2b, void *b2f
         struct pcifront_hooks hooks = {p, host_kick, host_wait, host_now, NULL};
         memcpy(aligned, boot_info, length);
         p->kick_fd = kick_fd;
-        p->pipe_fd = pipe_fd;
+        p->rung_fd = rung_fd;
         p->socket_fd = socket_fd;
         p->timeout = 2000000000u;
         atomic_flag_clear(&p->inside);
-        *error = pcifront_attach(&p->front, aligned, length, region, sizes, &hooks);
+        *error = pcifront_attach(&p->front, aligned, length, region, sizes, &hooks, 0);
         p->front.spin = sysconf(_SC_NPROCESSORS_ONLN) > 1 ? 2000 : 0; // some 40 us; alone on a CPU spinning only delays
     }
     free(aligned);
@@ -129,12 +137,10 @@ struct pcifront *pcsf_front(struct pcsf *p)
     return &p->front;
 }
 
-// The handle's timeout from now. Asking for the time costs as much as a tenth of an access, so it is asked for when the call
-// first waits: `host_wait` sets the deadline then, and the call itself has none.
-static uint64_t deadline_of(struct pcsf *p)
+// The handle's timeout. Asking for the time costs as much as a tenth of an access: it counts from the first wait.
+static uint64_t deadline_of(const struct pcsf *p)
 {
-    p->deadline = p->timeout == PCIFRONT_FOREVER ? PCIFRONT_FOREVER : 0;
-    return PCIFRONT_FOREVER;
+    return PCIFRONT_WITHIN(p->timeout);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
@@ -150,6 +156,21 @@ static void leave(struct pcsf *p)
     atomic_flag_clear_explicit(&p->inside, memory_order_release);
 }
 
+// Whoever is told GONE asks for these afterwards, when the regions may be another thread's to unmap.
+static void remember_back(struct pcsf *p)
+{
+    p->last_state = pcisplit_load(&p->front.back->state);
+    p->last_reason = __atomic_load_n(&p->front.back->reason, __ATOMIC_SEQ_CST);
+}
+
+static int leave_with(struct pcsf *p, int error)
+{
+    if (error == PCISPLIT_ERROR_GONE)
+        remember_back(p);
+    leave(p);
+    return error;
+}
+
 int pcsf_retire(struct pcsf *p)
 {
     if (!p->closed && !enter(p))
@@ -158,10 +179,7 @@ int pcsf_retire(struct pcsf *p)
     return 1;
 }
 
-static uint64_t busy(void)
-{
-    return (uint64_t)-PCSF_INSIDE << 32;
-}
+static const uint64_t busy = (uint64_t)-PCSF_INSIDE << 32;
 
 static uint64_t pack(struct pcsf *p, int error, const struct pcisplit_response *response)
 {
@@ -171,6 +189,8 @@ static uint64_t pack(struct pcsf *p, int error, const struct pcisplit_response *
         rule = response->rule;
         p->last_detail = response->detail;
     }
+    if (error == PCISPLIT_ERROR_GONE)
+        remember_back(p);
     return (error ? 0 : response->value & 0xffffffffu) | (uint64_t)(uint16_t)-error << 32 | rule << 48;
 }
 
@@ -182,7 +202,7 @@ static uint64_t access_call(struct pcsf *p, unsigned op, unsigned device, unsign
     struct pcisplit_response response = {.value = 0};
 
     if (!enter(p))
-        return busy();
+        return busy;
     if (op == PCISPLIT_OP_ENABLE_MSI || op == PCISPLIT_OP_DISABLE_MSI)
         request.count = 1;
     int error = pcifront_call(&p->front, &request, &response, deadline_of(p));
@@ -221,7 +241,7 @@ uint64_t pcsf_bar_post(struct pcsf *p, unsigned device, unsigned bar, uint64_t o
 {
     static const struct pcisplit_response none;
     if (!enter(p))
-        return busy();
+        return busy;
     uint64_t packed = pack(p, pcifront_bar_post(&p->front, device, bar, offset, width, value, publish, deadline_of(p)), &none);
     leave(p);
     return packed;
@@ -233,7 +253,7 @@ uint64_t pcsf_block(struct pcsf *p, int write, unsigned device, unsigned bar, ui
     static const struct pcisplit_response none;
     struct pcifront *f = &p->front;
     if (!enter(p))
-        return busy();
+        return busy;
     int error = write ? pcifront_write_block(f, device, bar, offset, width, memory, length, &p->last_moved, deadline_of(p))
                       : pcifront_read_block(f, device, bar, offset, width, memory, length, &p->last_moved, deadline_of(p));
     uint64_t packed = pack(p, error, &none);
@@ -262,15 +282,17 @@ int pcsf_interrupt_wait(struct pcsf *p, unsigned device, unsigned vector, uint64
     uint64_t deadline = timeout_ns < 0 ? PCIFRONT_FOREVER : host_now(p) + (uint64_t)timeout_ns;
     if (!enter(p))
         return PCSF_INSIDE;
-    p->deadline = PCIFRONT_FOREVER;
-    int error = pcifront_interrupt_wait(&p->front, device, vector, count, deadline);
-    leave(p);
-    return error;
+    return leave_with(p, pcifront_interrupt_wait(&p->front, device, vector, count, deadline));
 }
 
 uint64_t pcsf_interrupts(struct pcsf *p, unsigned device, unsigned vector)
 {
-    return p->closed ? 0 : pcifront_interrupts(&p->front, device, vector);
+    uint64_t count = 0;
+    if (enter(p)) {
+        count = pcifront_interrupts(&p->front, device, vector);
+        leave(p);
+    }
+    return count;
 }
 
 uint32_t pcsf_ready(struct pcsf *p)
@@ -281,12 +303,10 @@ uint32_t pcsf_ready(struct pcsf *p)
 // The caller waits for the doorbell itself: what rang before is drained first, so that readable means rung anew.
 int pcsf_sleep(struct pcsf *p)
 {
-    char drained[64];
     if (p->closed)
         return PCISPLIT_ERROR_GONE;
-    while (read(p->pipe_fd, drained, sizeof drained) == sizeof drained)
-        ;
-    return pcifront_sleep(&p->front);
+    drain(p);
+    return p->gone ? PCISPLIT_ERROR_GONE : pcifront_sleep(&p->front);
 }
 
 void pcsf_awake(struct pcsf *p)
@@ -320,8 +340,8 @@ int pcsf_poll(struct pcsf *p, void *responses, unsigned most, int *error)
         return 0;
     while (done < most && (came = pcifront_poll(&p->front, &response[done])) == 1)
         done++;
-    *error = came < 0 ? came : 0;
-    leave(p);
+    *error = came < 0 && done == 0 ? came : 0; // what has come is given out before the end of the session
+    leave_with(p, came);
     return (int)done;
 }
 
@@ -329,9 +349,15 @@ int pcsf_wait_answer(struct pcsf *p)
 {
     if (!enter(p))
         return PCSF_INSIDE;
-    int error = pcifront_wait_answer(&p->front, deadline_of(p));
-    leave(p);
-    return error;
+    return leave_with(p, pcifront_wait_answer(&p->front, deadline_of(p)));
+}
+
+void pcsf_abandon(struct pcsf *p)
+{
+    if (enter(p)) {
+        pcifront_abandon(&p->front);
+        leave(p);
+    }
 }
 
 int pcsf_event(struct pcsf *p, void *event)
@@ -353,14 +379,21 @@ uint64_t pcsf_statistic(const struct pcsf *p, unsigned which)
     return which < 3 ? value[which] : 0;
 }
 
-uint32_t pcsf_back_state(const struct pcsf *p)
+uint32_t pcsf_back_state(struct pcsf *p)
 {
-    return p->closed ? PCISPLIT_STATE_CLOSED : pcisplit_load(&p->front.back->state);
+    if (p->closed)
+        return PCISPLIT_STATE_CLOSED;
+    if (enter(p)) {
+        remember_back(p);
+        leave(p);
+    }
+    return p->last_state;
 }
 
-int pcsf_back_reason(const struct pcsf *p)
+int pcsf_back_reason(struct pcsf *p)
 {
-    return p->closed ? 0 : __atomic_load_n(&p->front.back->reason, __ATOMIC_SEQ_CST);
+    pcsf_back_state(p);
+    return p->last_reason;
 }
 
 int pcsf_trace(struct pcsf *p, unsigned entries)

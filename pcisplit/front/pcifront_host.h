@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * pcifront on a host: the hooks made of eventfd, pipe and poll, and calls shaped for Python. A process that is no
+ * pcifront on a host: the hooks made of eventfd, socket and poll, and calls shaped for Python. A process that is no
  * unikernel links this file beside the freestanding ones.
  */
 #ifndef PCIFRONT_HOST_H
@@ -10,10 +10,11 @@
 
 struct pcsf; /* a frontend with its hooks */
 
-/* Regions as in pcifront_attach(); `kick_fd` the eventfd, `pipe_fd` the pipe, `socket_fd` the meeting's socket, whose
- * hang-up is the back's death. The descriptors stay the caller's. NULL and *error when the boot-info is not sound. */
+/* Regions as in pcifront_attach(); `kick_fd` the eventfd, `rung_fd` our end of the doorbell's socket pair, `socket_fd` the
+ * meeting's socket, whose hang-up is the back's death. The descriptors stay the caller's, who has looked what they are
+ * [THR-33] and may shut the socket down to get a waiting thread out: it is told GONE. NULL and *error when the boot-info is not sound. */
 struct pcsf *pcsf_new(const void *boot_info, size_t length, void *f2b, void *b2f, void *dma, const uint64_t *sizes,
-                      int kick_fd, int pipe_fd, int socket_fd, int *error);
+                      int kick_fd, int rung_fd, int socket_fd, int *error);
 void pcsf_free(struct pcsf *p);
 /* Let no thread in any more: 1, or 0 while one is inside. Afterwards the regions may be unmapped; calls answer PCSF_INSIDE,
  * GONE or nothing, until the handle is freed. */
@@ -52,14 +53,15 @@ void pcsf_awake(struct pcsf *p);
 int pcsf_submit(struct pcsf *p, void *requests, unsigned count, int *error);
 int pcsf_poll(struct pcsf *p, void *responses, unsigned most, int *error);
 int pcsf_wait_answer(struct pcsf *p); /* until pcsf_poll() has something: 0, TIMEOUT, GONE */
+void pcsf_abandon(struct pcsf *p);    /* give up what was submitted */
 int pcsf_event(struct pcsf *p, void *event);
 
 void pcsf_set_timeout(struct pcsf *p, uint64_t ns);
 void pcsf_set_spin(struct pcsf *p, uint32_t turns);
 uint32_t pcsf_generation(const struct pcsf *p, unsigned device);
 uint64_t pcsf_statistic(const struct pcsf *p, unsigned which); /* 0 late, 1 strange, 2 stale */
-uint32_t pcsf_back_state(const struct pcsf *p);
-int pcsf_back_reason(const struct pcsf *p);
+uint32_t pcsf_back_state(struct pcsf *p); /* while another thread is inside: as last seen */
+int pcsf_back_reason(struct pcsf *p);
 
 /* Trace: keep the last `entries` slots that crossed; 0 ends it. take copies out and forgets at most `most` of them,
  * oldest first: 80 octets each, u64 time in ns, u64 kind, the slot. */

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""The meeting and the session, front side."""
+"""The session, front side: what the meeting gave, until it is closed."""
 
 import contextlib
 import mmap
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pcisplit import wire
 from pcisplit._core import lib
-from pcisplit.bootinfo import BootInfo, parse_boot_info_untrusted
-from pcisplit.errors import AccessError, BusyError, MeetingRefused, RemoteProtocolError, SessionGone
+from pcisplit.bootinfo import BootInfo
+from pcisplit.errors import AccessError, BusyError, RemoteProtocolError
 from pcisplit.front.device import RemoteDevice
 from pcisplit.front.dma import DmaPool
+from pcisplit.front.doorbells import check_eventfd, check_stream
 from pcisplit.front.native import Handle
-from pcisplit.messages import Event, Hello, Need, Reply, Request, Response, parse_reply_untrusted
+from pcisplit.front.slots import unpack_untrusted
+from pcisplit.messages import Event, Request, Response
 from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, SIZE_SEALS, check_seals
 from pcisplit.wire import Direction, Error, RegionIndex, VectorMode
 
@@ -37,11 +38,10 @@ class Session:
             for memory in self._maps:
                 if memory is not None:
                     held.callback(memory.close)
-            doorbells = {bell.index: self._fd(bell.fd) for bell in info.doorbells}
-            pipe = doorbells[Direction.BACK_TO_FRONT]
-            self._handle = Handle(raw, self._maps, (doorbells[Direction.FRONT_TO_BACK], pipe, sock.fileno()))
+            kick, self.doorbell = self._doorbells()
+            self._handle = Handle(raw, self._maps, (kick, self.doorbell, sock.fileno()))
             held.callback(self._handle.free)
-            lib.pcsf_set_timeout(self._handle.raw, int(timeout * 1e9))
+            self._handle.set_timeout(timeout)
             error = lib.pcsf_connect(self._handle.raw)
             if error:
                 self._handle.fail_code(error, "connecting")
@@ -50,16 +50,27 @@ class Session:
         assert b2f is not None
         self._b2f = memoryview(b2f)
         self._devices = {
-            device.name: RemoteDevice(self._handle, device, self._b2f, self._fds, pipe) for device in info.devices
+            device.name: RemoteDevice(self._handle, device, self._b2f, self._fds, self.doorbell)
+            for device in info.devices
         }
         self.dma = DmaPool(self._maps[RegionIndex.DMA], info.windows)
-        self.doorbell = pipe
-        self._open = True
+        self._open, self._closed = True, False
 
     def _fd(self, place: int) -> int:
         if place >= len(self._fds):
             raise RemoteProtocolError(Error.OP_FAILED, f"the boot-info block names descriptor {place}, there is none")
         return self._fds[place]
+
+    def _doorbells(self) -> tuple[int, int]:
+        """Descriptors of the doorbell to the back and of ours; they and those of direct vectors are what they must be."""
+        bells = {bell.index: self._fd(bell.fd) for bell in self.info.doorbells}
+        check_eventfd(bells[Direction.FRONT_TO_BACK], "the doorbell to the back")
+        check_stream(bells[Direction.BACK_TO_FRONT], "the doorbell to the front")
+        for device in self.info.devices:
+            for vector in device.vectors:
+                if vector.mode is VectorMode.DIRECT:
+                    check_eventfd(self._fd(vector.fd), f"vector {vector.index} of {device.name}")
+        return bells[Direction.FRONT_TO_BACK], bells[Direction.BACK_TO_FRONT]
 
     def _map(self, index: RegionIndex) -> mmap.mmap | None:
         region = next((r for r in self.info.regions if r.index is index), None)
@@ -69,7 +80,10 @@ class Session:
         wanted = {RegionIndex.F2B: F2B_SEALS, RegionIndex.B2F: B2F_SEALS, RegionIndex.DMA: SIZE_SEALS}[index]
         check_seals(fd, wanted, region.size, index.name.lower())
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if region.writable else 0)
-        return mmap.mmap(fd, region.size, prot=prot)
+        try:
+            return mmap.mmap(fd, region.size, prot=prot)
+        except PermissionError:
+            raise RemoteProtocolError(Error.OP_FAILED, f"region {index.name.lower()} is sealed against us") from None
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +91,12 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except BusyError as problem:
+            if value is None:
+                raise
+            value.add_note(f"closing the session: {problem}")  # what ended the block says more
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -100,7 +119,7 @@ class Session:
     def set_timeout(self, seconds: float) -> None:
         """Seconds after which a call gives up with AccessTimeout."""
         self._timeout = seconds
-        lib.pcsf_set_timeout(self._handle.raw, int(seconds * 1e9))
+        self._handle.set_timeout(seconds)
 
     def set_spin(self, turns: int) -> None:
         """Turns (some 20 ns each) that a call spins before it sleeps; 0 never spins."""
@@ -108,9 +127,10 @@ class Session:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """Responses that were late, that nobody asked for, and of an old generation."""
+        """Responses that were late, that nobody asked for or that break the rules, and of an old generation."""
         names = ("late", "strange", "stale")
-        return {name: int(lib.pcsf_statistic(self._handle.raw, at)) for at, name in enumerate(names)}
+        counts = {name: int(lib.pcsf_statistic(self._handle.raw, at)) for at, name in enumerate(names)}
+        return counts | {"late": counts["late"] + self._handle.strays}
 
     @contextlib.contextmanager
     def trace(self, entries: int = 4096) -> Iterator[list[Request | Response | Event]]:
@@ -121,90 +141,66 @@ class Session:
             yield crossed
         finally:
             for _, kind, octets in self._handle.trace_take(entries):
-                crossed.append(_SLOT_KINDS[kind].from_bytes_untrusted(octets))
+                crossed.append(unpack_untrusted(_SLOT_KINDS[kind], octets))
             self._handle.trace(0)
-
-    def _retire(self) -> None:
-        """Wait for a thread that is inside to leave, as it does when the backend has closed. Raises BusyError."""
-        deadline = time.monotonic() + self._timeout
-        while not lib.pcsf_retire(self._handle.raw):
-            if time.monotonic() > deadline:
-                raise BusyError("another thread is still inside this session; end its call before closing")
-            os.sched_yield()
 
     def close(self) -> None:
         """End the session: no further requests, everything is unmapped, the backend tears down. Idempotent.
 
         Waits until the backend has closed the socket, at most the session's timeout: then the devices are free again [LIFE-7].
+        A thread that is inside a call is got out of it; it sees SessionGone.
+
+        Raises BusyError when something could not be let go of: that thread does not come out, or DMA memory is still in use
+        by what was made of a buffer. All else is done then, and closing again does the rest.
         """
-        if not self._open:
+        if self._closed:
             return
-        lib.pcsf_close(self._handle.raw)
+        if self._open:
+            self._open = False
+            lib.pcsf_close(self._handle.raw)
+            with contextlib.suppress(OSError):  # the back does not see this; who waits in here does, at once
+                self._sock.shutdown(socket.SHUT_RD)
         self._retire()
-        self._open = False
         for device in self._devices.values():
             device.release()
-        self.dma.release()
+        held = self.dma.release()
         self._b2f.release()
         self._handle.free()
-        for memory in self._maps:
-            if memory is not None:
-                memory.close()
-        for fd in self._fds:
-            os.close(fd)
-        with self._sock, contextlib.suppress(OSError):
-            self._sock.settimeout(self._timeout)
-            self._sock.recv(1)
+        while self._fds:
+            os.close(self._fds.pop())
+        self._hang_up()
+        self._maps = [memory for memory in self._maps if memory is not None and not _unmapped(memory)]
+        if self._maps:
+            what = {0: "DMA memory is still in use by slices of buffers", 1: "1 buffer of DMA memory is still in use"}
+            held_by = what.get(held, f"{held} buffers of DMA memory are still in use")
+            text = f"{held_by}, which keeps it mapped; all else of the session is closed"
+            raise BusyError(f"{text}: let go of what was made of it, then close again")
+        self._closed = True
+
+    def _retire(self) -> None:
+        """Wait for a thread that is inside to leave, as it does when the session ends. Raises BusyError."""
+        deadline = time.monotonic() + self._timeout
+        while not lib.pcsf_retire(self._handle.raw):
+            if time.monotonic() > deadline:
+                raise BusyError(
+                    "another thread is still inside this session; the back knows; end its call, then close again"
+                )
+            os.sched_yield()
+
+    def _hang_up(self) -> None:
+        """Close the socket when the backend has, or after the timeout."""
+        if self._sock.fileno() < 0:
+            return
+        hung_up = select.poll()
+        hung_up.register(self._sock, 0)
+        hung_up.poll(self._timeout * 1000)
+        self._sock.close()
 
 
-def connect(
-    path: str | Path,
-    *,
-    devices: Sequence[str | Need] = (),
-    driver: str = "pcisplit",
-    dma: int | None = None,
-    dma_bits: int = 64,
-    timeout: float = 2.0,
-) -> Session:
-    """Meet the backend behind the socket at `path` and get a session, or nothing at all [MEET-8].
-
-    `devices` are names or Needs; none asks for every device that is served to us. `dma` is the DMA memory needed in octets
-    (None: all that serve gives), `dma_bits` the address bits the driver can use, `timeout` the seconds after which a call
-    gives up. Raises MeetingRefused, RemoteProtocolError, SessionGone, OSError.
-    """
-    needs = tuple(need if isinstance(need, Need) else Need(need, wire.ALL_VECTORS) for need in devices)
-    hello = Hello(driver, needs, wire.DMA_ALL if dma is None else dma, dma_bits)
-    with contextlib.ExitStack() as held:
-        sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        sock.settimeout(max(timeout, 10.0))  # the back may reset devices before it answers
-        sock.connect(str(path))
-        reply, fds = _meet(sock, hello)
-        for fd in fds:
-            held.callback(os.close, fd)
-        if reply.error is not Error.SUCCESS:
-            raise MeetingRefused(reply.error, reply.text)
-        info = parse_boot_info_untrusted(reply.boot_info)
-        if len(fds) != reply.fds:
-            raise RemoteProtocolError(
-                Error.OP_FAILED, f"the reply names {reply.fds} descriptors and brought {len(fds)}"
-            )
-        sock.setblocking(False)
-        session = Session(sock, info, reply.boot_info, fds, timeout)
-        held.pop_all()
-    return session
-
-
-def _meet(sock: socket.socket, hello: Hello) -> tuple[Reply, list[int]]:
-    sock.send(hello.to_bytes())
-    data, fds, _, _ = socket.recv_fds(sock, 1 << 18, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    if not data:
-        raise SessionGone(Error.SUCCESS)
+def _unmapped(memory: mmap.mmap) -> bool:
+    """Unmap; False while something still refers to the memory."""
     try:
-        return parse_reply_untrusted(data), fds
-    except RemoteProtocolError:
-        for fd in fds:
-            os.close(fd)
-        raise
-
-
-__all__ = ["Need", "Session", "VectorMode", "connect"]
+        memory.close()
+    except BufferError:
+        return False
+    return True

@@ -13,7 +13,10 @@ from pcisplit.wire import Error
 F_SEAL_FUTURE_WRITE = 0x10
 
 SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-F2B_SEALS = SIZE_SEALS
+#: Of f2b at the meeting: more are to come [REG-3].
+F2B_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+#: Of f2b when the front has mapped it, at Initialised: no hole can be punched, nothing written but by its mapping [REG-6].
+LATE_F2B_SEALS = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
 B2F_SEALS = SIZE_SEALS | F_SEAL_FUTURE_WRITE
 
 
@@ -30,23 +33,13 @@ def create_region(name: str, size: int) -> int:
     return fd
 
 
-def seal_b2f(fd: int, size: int) -> mmap.mmap:
-    """Map `b2f` for writing, then seal it so that nobody else ever can [REG-2]: the kernel keeps the one writer."""
-    memory = mmap.mmap(fd, size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, B2F_SEALS)
-    return memory
-
-
-def seal_f2b(fd: int, size: int) -> mmap.mmap:
-    """Write the magic into `f2b`, seal its size, and map it read-only [REG-3]."""
-    os.pwrite(fd, wire.F2B_MAGIC.to_bytes(4, "little"), 0)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, F2B_SEALS)
-    return mmap.mmap(fd, size, prot=mmap.PROT_READ)
-
-
 def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     """Whether a region is what the specification says [REG-5]. Raises RemoteProtocolError (op_failed)."""
-    found, seals = os.fstat(fd).st_size, fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    found = os.fstat(fd).st_size
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} is not a memfd") from None
     if found != size:
         raise RemoteProtocolError(
             Error.OP_FAILED, f"region {name} has {found} octets, its boot-info record says {size}"
@@ -54,3 +47,6 @@ def check_seals(fd: int, wanted: int, size: int, name: str) -> None:
     if seals & wanted != wanted:
         text = f"region {name} has seals {seals:#x}, not {wanted:#x}: the back could change its size under us"
         raise RemoteProtocolError(Error.OP_FAILED, text)
+    # The host may have no huge page left when one is first touched. Of DMA memory, which may have them, a mapping reserves them.
+    if wanted != SIZE_SEALS and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE:
+        raise RemoteProtocolError(Error.OP_FAILED, f"region {name} is made of huge pages [REG-1]")

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -54,8 +55,7 @@ static int wait(void *context, uint64_t deadline)
         return PCISPLIT_ERROR_TIMEOUT;
     if (poll(&rung, 1, (int)((deadline - t) / 1000000) + 1) == 0)
         return PCISPLIT_ERROR_TIMEOUT;
-    while (read(rung.fd, drained, sizeof drained) == sizeof drained)
-        ;
+    recv(rung.fd, drained, sizeof drained, MSG_DONTWAIT); // once: what is left wakes the next wait, and nobody is kept here
     return 0;
 }
 
@@ -185,7 +185,7 @@ int main(int argc, char **argv)
     struct host host = {atoi(argv[5]), atoi(argv[6])};
     struct pcifront_hooks hooks = {&host, kick, wait, now, NULL};
     size_t length = tender(argv[1], fds, block, sizeof block);
-    CHECK(pcifront_attach(&f, block, length, none, sizes, &hooks) == 0);
+    CHECK(pcifront_attach(&f, block, length, none, sizes, &hooks, PCIFRONT_TENDER_ADDRESSES) == 0);
     f.spin = 1000;
     CHECK(pcifront_connect(&f, soon()) == 0);
     drive();

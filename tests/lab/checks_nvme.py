@@ -125,7 +125,7 @@ def check_order_of_teardown() -> None:
     assert over["problems"] == 0
     order = [step.partition(":")[0].partition(" 0000")[0] for step in over["steps"]]
     assert order.index("master off") < order.index("reset") < order.index("unmap DMA") < order.index("drop memory")
-    assert f"reset {name}: function" in over["steps"]
+    assert f"reset {name}: flr" in over["steps"]
 
 
 @contextmanager

@@ -58,7 +58,8 @@ class Serving:
             os.chown(self.path.parent, -1, gid)
         self.path.parent.chmod(0o750 if gid is None else 0o2750)  # the socket inherits the directory's group
         served = [word for device in devices for word in ("--device", device)]
-        self._command = [*command, "serve", "--json", *served, "--socket", str(self.path), *options]
+        self._command = [*command, "serve", "--json", *served, "--socket", str(self.path)]
+        self._command += ["--log-lines", "10000", *options]
         self._exit_code, self._report = os.pipe()
         self._started = threading.Event()
         # The runner kills, after each check, the children of its main thread. This one is the child of another, which

@@ -3,9 +3,11 @@
 
 #include "serve.h"
 
+#include <linux/futex.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,6 +25,17 @@ uint64_t pcs_now(void)
 void pcs_count(uint64_t *counter)
 {
     __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED); // one writer: the thread of the loop
+}
+
+void pcs_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns)
+{
+    struct timespec most = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, ns < 0 ? NULL : &most, NULL, 0);
+}
+
+void pcs_wake_all(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff, NULL, NULL, 0);
 }
 
 // Make everything stored since the last time visible and kick the front if it sleeps. A full socket is a rung
@@ -114,6 +127,9 @@ int pcs_events(struct pcs_serve *s, int timeout)
         case PCS_SOURCE_WAKE:
             while (read(s->wake_fd, &drained, sizeof drained) > 0)
                 ;
+            break;
+        case PCS_SOURCE_WATCH:
+            pcs_owner_event(&s->device[data >> 8 & 0xff]->owner, (unsigned)(data >> 16));
             break;
         default:
             interrupt(s, (unsigned)(data >> 8 & 0xff), (unsigned)(data >> 16));

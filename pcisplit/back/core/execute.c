@@ -106,7 +106,7 @@ static enum pcs_verdict config_access(struct pcs_device *device, const struct pc
         result->detail = octet;
         return fail(result, PCISPLIT_ERROR_DENIED);
     }
-    if (pcs_config_needs_device(config, offset, r->width, value))
+    if (pcs_config_needs_owner(config, offset, r->width, value))
         return PCS_TO_OWNER;
     pcs_config_apply(config, offset, r->width, value);
     return PCS_ANSWERED;
@@ -121,13 +121,13 @@ static void spend(uint32_t ns)
         ;
 }
 
-static uint64_t load(const struct pcs_area *area, volatile uint8_t *at, unsigned width)
+uint64_t pcs_area_load(const struct pcs_area *area, volatile uint8_t *at, unsigned width)
 {
     spend(area->read_ns);
     return pcisplit_mmio_read(at, width);
 }
 
-static void store(const struct pcs_area *area, volatile uint8_t *at, unsigned width, uint64_t value)
+void pcs_area_store(const struct pcs_area *area, volatile uint8_t *at, unsigned width, uint64_t value)
 {
     spend(area->write_ns);
     pcisplit_mmio_write(at, width, value);
@@ -143,14 +143,14 @@ static void move_block(struct pcs_serve *s, const struct pcs_area *area, const s
         volatile uint8_t *bulk_out = s->bulk_out + r->bulk + done;
         const volatile uint8_t *bulk_in = s->bulk_in + r->bulk + done;
         if (r->op == PCISPLIT_OP_BAR_READ_BLOCK) {
-            uint64_t value = load(area, at + done, r->width);
+            uint64_t value = pcs_area_load(area, at + done, r->width);
             for (unsigned i = 0; i < r->width; i++)
                 bulk_out[i] = (uint8_t)(value >> (8 * i));
         } else {
             uint64_t value = 0;
             for (unsigned i = 0; i < r->width; i++)
                 value |= (uint64_t)bulk_in[i] << (8 * i);
-            store(area, at + done, r->width, value);
+            pcs_area_store(area, at + done, r->width, value);
         }
         result->length = done + r->width;
     }
@@ -170,15 +170,18 @@ static enum pcs_verdict bar_access(struct pcs_serve *s, struct pcs_device *devic
         return fail(result, area && area->kind ? PCISPLIT_ERROR_BAD_SIZE : PCISPLIT_ERROR_INVALID_OFFSET);
     switch (area->kind) {
     case PCS_AREA_OWNER: return PCS_TO_OWNER;
-    case PCS_AREA_DENIED: return fail(result, PCISPLIT_ERROR_DENIED);
+    case PCS_AREA_DENIED:
+        result->rule = area->rule;
+        pcs_config_count(&device->config, area->rule);
+        return fail(result, PCISPLIT_ERROR_DENIED);
     case PCS_AREA_NONE: return fail(result, PCISPLIT_ERROR_INVALID_OFFSET);
     default: break;
     }
     volatile uint8_t *at = area->base + (r->offset - area->start);
     if (r->op == PCISPLIT_OP_BAR_READ)
-        result->value = load(area, at, r->width);
+        result->value = pcs_area_load(area, at, r->width);
     else if (r->op == PCISPLIT_OP_BAR_WRITE)
-        store(area, at, r->width, r->value);
+        pcs_area_store(area, at, r->width, r->value);
     else
         move_block(s, area, r, result);
     return PCS_ANSWERED;

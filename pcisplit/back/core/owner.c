@@ -1,24 +1,35 @@
 // SPDX-License-Identifier: MIT
-// Owners: a device's requests that can sleep are done by a thread of their own, in Python, while the device is parked and
-// every other device goes on [ORD-2]. One request at a time; the serve loop is the only one that asks and takes.
+// Owners: a device's requests that can sleep are done by a thread of their own while the device is parked and every other
+// device goes on [ORD-2]. One request at a time; the serve loop is the only one that asks and takes. Other threads send
+// messages, watched descriptors become events. There is no lock here: one futex word says what there is to do, and what
+// an owner does to its device at a request boundary (hold) is a handshake of two counters.
 
 #include "serve.h"
 
+#include <sys/epoll.h>
 #include <unistd.h>
 
-int pcs_owner_init(struct pcs_owner *owner)
+static void ring(int wake_fd)
 {
-    owner->wake_fd = -1;
-    return pthread_mutex_init(&owner->mutex, NULL) || pthread_cond_init(&owner->cond, NULL) ? -1 : 0;
+    uint64_t one = 1;
+    ssize_t written = write(wake_fd, &one, sizeof one); // never full: the loop empties it; private to this process
+    (void)written;
 }
+
+// What was there already has been, or is being, woken for.
+static void tell(struct pcs_owner *owner, enum pcs_owner_why why)
+{
+    if (!atomic_fetch_or(&owner->word, 1u << why))
+        pcs_wake_all(&owner->word);
+}
+
+/* ---- the loop's side --------------------------------------------------------------------------------------------------- */
 
 void pcs_owner_ask(struct pcs_owner *owner, const union pcs_slot *request)
 {
-    pthread_mutex_lock(&owner->mutex);
     owner->request = *request;
     owner->state = PCS_OWNER_ASKED;
-    pthread_cond_signal(&owner->cond);
-    pthread_mutex_unlock(&owner->mutex);
+    tell(owner, PCS_OWNER_REQUEST);
 }
 
 int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result)
@@ -30,16 +41,47 @@ int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result)
     return 1;
 }
 
-int pcs_owner_wait(struct pcs_device *device)
+void pcs_owner_event(struct pcs_owner *owner, unsigned bit)
+{
+    atomic_fetch_or(&owner->events, 1u << bit);
+    tell(owner, PCS_OWNER_EVENT);
+}
+
+/* ---- the owner's side -------------------------------------------------------------------------------------------------- */
+
+// The first of what there is to do, taken out of the word; TIMEOUT if there is nothing. Being stopped stays.
+static int next(struct pcs_owner *owner)
+{
+    static const enum pcs_owner_why order[] = {PCS_OWNER_MESSAGE, PCS_OWNER_EVENT, PCS_OWNER_REQUEST};
+    uint32_t word = atomic_load(&owner->word);
+
+    if (word & 1u << PCS_OWNER_STOPPED)
+        return PCS_OWNER_STOPPED;
+    for (unsigned i = 0; i < 3; i++) {
+        if (word & 1u << order[i]) {
+            atomic_fetch_and(&owner->word, ~(1u << order[i]));
+            return order[i];
+        }
+    }
+    return PCS_OWNER_TIMEOUT;
+}
+
+int pcs_owner_wait(struct pcs_device *device, int timeout_ms)
 {
     struct pcs_owner *owner = &device->owner;
+    uint64_t until = timeout_ms < 0 ? UINT64_MAX : pcs_now() + (uint64_t)timeout_ms * 1000000u;
 
-    pthread_mutex_lock(&owner->mutex);
-    while (owner->state != PCS_OWNER_ASKED && !owner->stopped)
-        pthread_cond_wait(&owner->cond, &owner->mutex);
-    int asked = !owner->stopped;
-    pthread_mutex_unlock(&owner->mutex);
-    return asked;
+    for (;;) {
+        int why = next(owner);
+        if (why == PCS_OWNER_REQUEST && !pcs_access_begin(device))
+            continue;
+        if (why != PCS_OWNER_TIMEOUT)
+            return why;
+        uint64_t now = until == UINT64_MAX ? 0 : pcs_now();
+        if (now >= until)
+            return PCS_OWNER_TIMEOUT;
+        pcs_wait(&owner->word, 0, until == UINT64_MAX ? -1 : (int64_t)(until - now));
+    }
 }
 
 const void *pcs_owner_request(struct pcs_device *device)
@@ -47,45 +89,88 @@ const void *pcs_owner_request(struct pcs_device *device)
     return &device->owner.request;
 }
 
+uint32_t pcs_owner_take_events(struct pcs_device *device)
+{
+    return atomic_exchange(&device->owner.events, 0);
+}
+
 void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint64_t value, uint64_t detail,
                      uint32_t length)
 {
     struct pcs_owner *owner = &device->owner;
 
+    pcs_access_leave(device);
+    owner->work.done = length; // of a block that Python had a part in, Python knows
+    int lost = pcs_access_deliver(device);
+    if (lost)
+        error = lost, rule = 0, length = 0;
     owner->result = (struct pcs_result){.error = error, .rule = rule, .length = length, .value = value, .detail = detail};
+    atomic_fetch_add(&owner->ns, pcs_now() - owner->turn_began);
+    atomic_store(&owner->doing, 0);
     atomic_store_explicit(&owner->state, PCS_OWNER_DONE, memory_order_release);
-    uint64_t one = 1;
-    ssize_t written = write(owner->wake_fd, &one, sizeof one); // never full: the loop empties it, and one write per request
-    (void)written;
+    ring(owner->wake_fd);
+}
+
+void pcs_owner_wake(struct pcs_device *device)
+{
+    tell(&device->owner, PCS_OWNER_MESSAGE);
 }
 
 void pcs_owner_stop(struct pcs_device *device)
 {
-    pthread_mutex_lock(&device->owner.mutex);
-    device->owner.stopped = 1;
-    pthread_cond_broadcast(&device->owner.cond);
-    pthread_mutex_unlock(&device->owner.mutex);
+    tell(&device->owner, PCS_OWNER_STOPPED);
 }
 
-int pcs_guarded_access(volatile void *base, uint64_t size, uint64_t offset, unsigned width, int write, uint64_t *value)
+int pcs_device_watch(struct pcs_device *device, int fd, unsigned bit)
 {
-    struct pcs_guard guard = {.count = 0};
-    volatile int error = 0; // survives the longjmp
+    if (!device->serve || bit > 31)
+        return -1;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET,
+                                .data.u64 = PCS_SOURCE_WATCH | device->index << 8 | (uint64_t)bit << 16};
+    return epoll_ctl(device->serve->epoll_fd, EPOLL_CTL_ADD, fd, &event);
+}
 
-    if (width > size || offset > size - width)
-        return PCISPLIT_ERROR_INVALID_OFFSET;
-    pcs_guard_window(&guard, base, size);
-    pcs_guard_use(&guard);
-    if (sigsetjmp(guard.resume, 0) == 0) {
-        guard.armed = 1;
-        if (write)
-            pcisplit_mmio_write((volatile uint8_t *)base + offset, width, *value);
-        else
-            *value = pcisplit_mmio_read((volatile uint8_t *)base + offset, width);
-        guard.armed = 0;
-    } else {
-        error = PCISPLIT_ERROR_FAULTED;
+/* ---- hold and release --------------------------------------------------------------------------------------------------- */
+
+// `hold_asked` counts holds and releases, so that a hold that follows a release at once is not taken for the one before.
+// The loop looks at it between two turns, after `attention`, and says what it saw. Asking before looking whether a loop
+// runs, and running before looking what is asked, all seq_cst: one of the two sees the other.
+static uint32_t want(struct pcs_device *device)
+{
+    uint32_t asked = atomic_fetch_add(&device->hold_asked, 1) + 1;
+    struct pcs_serve *s = device->serve;
+
+    if (s) {
+        atomic_store(&s->attention, 1);
+        ring(s->wake_fd);
     }
-    pcs_guard_use(NULL);
-    return error;
+    return asked;
+}
+
+void pcs_device_hold(struct pcs_device *device)
+{
+    uint32_t asked = want(device), seen;
+
+    while (device->serve && (seen = atomic_load(&device->hold_seen)) != asked && atomic_load(&device->serve->running))
+        pcs_wait(&device->hold_seen, seen, -1);
+}
+
+void pcs_device_release(struct pcs_device *device)
+{
+    want(device);
+}
+
+void pcs_attend_holds(struct pcs_serve *s)
+{
+    atomic_store(&s->attention, 0);
+    for (unsigned i = 0; i < s->devices; i++) {
+        struct pcs_device *device = s->device[i];
+        uint32_t asked = atomic_load(&device->hold_asked);
+        if (asked & 1)
+            device->parked |= PCS_HELD;
+        else
+            device->parked &= ~(unsigned)PCS_HELD;
+        if (atomic_exchange(&device->hold_seen, asked) != asked)
+            pcs_wake_all(&device->hold_seen);
+    }
 }

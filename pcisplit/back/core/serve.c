@@ -43,8 +43,10 @@ static void compose(union pcs_slot *slot, const struct pcisplit_request *r, cons
 static void count_failure(struct pcs_serve *s, struct pcs_device *device, int error)
 {
     pcs_count(&s->back->refused);
-    if (device)
+    if (device) {
         pcs_count(&device->state->refused);
+        atomic_fetch_add_explicit(&device->refused, 1, memory_order_relaxed);
+    }
     if (error == PCISPLIT_ERROR_STALE)
         pcs_count(&s->back->stale);
 }
@@ -55,6 +57,7 @@ static void count_posted_failure(struct pcs_serve *s, struct pcs_device *device,
     device->state->last_posted_error = result->error;
     device->state->last_posted_rule = result->rule;
     pcs_count(&device->state->posted_errors);
+    atomic_fetch_add_explicit(&device->posted_errors, 1, memory_order_relaxed);
     pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)result->error);
 }
 
@@ -94,7 +97,7 @@ static void execute(struct pcs_serve *s, struct pcs_device *device, const union 
     if (verdict == PCS_ANSWERED) {
         answer(s, request, &s->result);
     } else {
-        device->parked = 1;
+        device->parked |= PCS_PARKED;
         pcs_owner_ask(&device->owner, request);
     }
 }
@@ -106,6 +109,13 @@ static int room(struct pcs_serve *s)
     if (space < 0)
         end(s, PCISPLIT_ERROR_RING_OVERRUN);
     return space > (int64_t)s->unanswered;
+}
+
+// Requests of a device that wait because it is parked or held.
+static uint32_t waiting(const struct pcs_device *device)
+{
+    return atomic_load_explicit(&device->tail, memory_order_relaxed) -
+           atomic_load_explicit(&device->head, memory_order_relaxed);
 }
 
 // Take requests up to the budget of a turn. Returns how many were taken.
@@ -129,9 +139,9 @@ static unsigned consume(struct pcs_serve *s)
         s->held = 0;
         unsigned index = s->next.request.device;
         struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
-        if (!device || (!device->parked && device->head == device->tail)) {
+        if (!device || (!device->parked && !waiting(device))) {
             execute(s, device, &s->next);
-        } else if (device->tail - device->head < PCISPLIT_REQUEST_SLOTS) {
+        } else if (waiting(device) < PCISPLIT_REQUEST_SLOTS) {
             device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->next;
         } else {
             s->held = 1; // nothing more is taken until this device has room: the ring bounds what waits
@@ -157,12 +167,12 @@ static unsigned collect_owners(struct pcs_serve *s)
 
     for (unsigned i = 0; i < s->devices; i++) {
         struct pcs_device *device = s->device[i];
-        if (device->parked && pcs_owner_take(&device->owner, &result)) {
+        if (device->parked & PCS_PARKED && pcs_owner_take(&device->owner, &result)) {
             answer(s, &device->owner.request, &result);
-            device->parked = 0;
+            device->parked &= ~(unsigned)PCS_PARKED;
             done++;
         }
-        for (unsigned n = 0; !device->parked && device->head != device->tail && n < PCS_TURN_OPS; n++) {
+        for (unsigned n = 0; !device->parked && waiting(device) && n < PCS_TURN_OPS; n++) {
             execute(s, device, &device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS]);
             done++;
         }
@@ -180,26 +190,31 @@ static int front_moved(struct pcs_serve *s)
 static int owners_done(struct pcs_serve *s)
 {
     for (unsigned i = 0; i < s->devices; i++)
-        if (s->device[i]->parked && s->device[i]->owner.state == PCS_OWNER_DONE)
+        if (s->device[i]->parked & PCS_PARKED && s->device[i]->owner.state == PCS_OWNER_DONE)
             return 1;
     return 0;
 }
 
-// Something to take that can be taken now.
+// Something to take that can be taken now, as it is looked for after the sleeping word is set [RING-10].
 static int work(struct pcs_serve *s)
 {
-    return s->serving && !s->held && pcisplit_available(&s->requests) != 0 && room(s);
+    if (!s->serving || s->held)
+        return 0;
+    int64_t available = pcisplit_available(&s->requests), space = pcisplit_space_recheck(&s->responses);
+    if (available < 0 || space < 0)
+        end(s, PCISPLIT_ERROR_RING_OVERRUN);
+    return available != 0 && (space < 0 || space > (int64_t)s->unanswered);
 }
 
-// Sleep until something happens. Afterwards `*rang` says whether it was the doorbell.
-static void sleep_until_rung(struct pcs_serve *s, int *rang)
+// Sleep until something happens. Afterwards `rang` says whether it was the doorbell.
+static void sleep_until_rung(struct pcs_serve *s)
 {
     pcisplit_sleep_begin(&s->back->sleeping);
     if (work(s) || s->reason || owners_done(s) || front_moved(s) || atomic_load(&s->stop)) {
         pcisplit_sleep_end(&s->back->sleeping);
         return;
     }
-    *rang = pcs_events(s, pcs_mask_left(s));
+    s->rang = pcs_events(s, pcs_mask_left(s));
     pcisplit_sleep_end(&s->back->sleeping);
     pcs_unmask(s);
 }
@@ -208,6 +223,8 @@ static void sleep_until_rung(struct pcs_serve *s, int *rang)
 
 static unsigned turn(struct pcs_serve *s)
 {
+    if (atomic_load_explicit(&s->attention, memory_order_relaxed)) // looked at again after each wait
+        pcs_attend_holds(s);
     unsigned done = collect_owners(s);
     if (s->serving)
         done += consume(s);
@@ -215,40 +232,38 @@ static unsigned turn(struct pcs_serve *s)
     return done;
 }
 
-// A turn under the guard: an access that faults is answered `faulted`, and the loop goes on [THR-9].
-static unsigned guarded_turn(struct pcs_serve *s)
+static void judge(struct pcs_serve *s, unsigned done)
 {
-    if (sigsetjmp(s->guard.resume, 0)) {
-        if (!s->executing) {
-            end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing left to serve
-            return 0;
-        }
-        const union pcs_slot *request = s->executing;
-        s->executing = NULL;
-        s->result.error = PCISPLIT_ERROR_FAULTED; // its length says how far a block got
-        answer(s, request, &s->result);
-        return 1;
+    s->worked |= done || front_moved(s);
+    if (s->rang) {
+        pcs_judge_kick(s, s->worked);
+        s->worked = s->rang = 0;
     }
-    s->guard.armed = 1;
-    unsigned done = turn(s);
-    s->guard.armed = 0;
-    return done;
 }
 
-int pcs_serve_run(struct pcs_serve *s)
+// The access that the request made faulted: its answer says so, and how far a block got [THR-9, BAR-21].
+static void answer_faulted(struct pcs_serve *s)
 {
+    const union pcs_slot *request = s->executing;
+
+    s->executing = NULL;
+    s->result.error = PCISPLIT_ERROR_FAULTED;
+    answer(s, request, &s->result);
+}
+
+// Until the front, the session or Python wants something else. All of it runs under the guard, because every turn and every
+// way to sleep reads words of f2b; after a fault it begins again, so what must last is kept in `s`.
+static void loop(void *context)
+{
+    struct pcs_serve *s = context;
     uint64_t last_work = pcs_now();
     unsigned idle = 0, busy = 0;
-    int rang = 0, worked = 0;
 
-    pcs_guard_use(&s->guard);
+    if (s->executing)
+        answer_faulted(s);
     for (;;) {
-        unsigned done = guarded_turn(s);
-        worked |= done || front_moved(s);
-        if (rang) {
-            pcs_judge_kick(s, worked);
-            worked = rang = 0;
-        }
+        unsigned done = turn(s);
+        judge(s, done);
         if (atomic_load(&s->stop) || s->reason || front_moved(s))
             break;
         if (done) {
@@ -267,21 +282,33 @@ int pcs_serve_run(struct pcs_serve *s)
             last_work = t;
         if (t - last_work < s->spin_ns) {
             if (idle % 1024 == 0)
-                rang = pcs_events(s, 0);
+                s->rang = pcs_events(s, 0);
             continue;
         }
-        sleep_until_rung(s, &rang);
+        sleep_until_rung(s);
         pcs_flush(s);
         last_work = 0;
     }
     pcs_flush(s);
-    pcs_guard_use(NULL);
+    if (!atomic_load(&s->stop) && !s->reason)
+        s->front_state = pcisplit_load(&s->front->state);
+}
+
+int pcs_serve_run(struct pcs_serve *s)
+{
+    atomic_store(&s->running, 1);
+    pcs_attend_holds(s);
+    while (pcs_guarded(&s->guard, loop, s)) {
+        if (!s->executing) {
+            end(s, PCISPLIT_ERROR_FAULTED); // shared memory itself: nothing is left to serve, and nothing of it is looked at
+            break;
+        }
+    }
+    atomic_store(&s->running, 0);
+    pcs_attend_holds(s); // whoever waits for a loop that has ended need not
     if (atomic_load(&s->stop))
         return PCS_STOPPED;
-    if (s->reason)
-        return PCS_ENDED;
-    s->front_state = pcisplit_load(&s->front->state);
-    return PCS_FRONT_STATE;
+    return s->reason ? PCS_ENDED : PCS_FRONT_STATE;
 }
 
 void pcs_serve_stop(struct pcs_serve *s)

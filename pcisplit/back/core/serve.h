@@ -13,7 +13,6 @@
 #ifndef PCS_SERVE_H
 #define PCS_SERVE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "guard.h"
@@ -21,7 +20,6 @@
 #include "pcisplit_ring.h"
 
 #define PCS_AREAS 32
-#define PCS_RULES 64
 #define PCS_TURN_OPS 64
 #define PCS_TURN_NS 50000
 
@@ -32,6 +30,9 @@ struct pcs_area {
     uint32_t kind, widths; /* widths: sum of 1, 2, 4, 8 */
     volatile uint8_t *base; /* MAPPED: where `start` is */
     uint32_t read_ns, write_ns; /* what an access costs beside itself; 0 but for models that imitate a slow bus */
+    int fd;           /* OWNER: the file whose octet `position` is at `start`; -1: trapped, by Python */
+    uint32_t rule;    /* DENIED: by which rule */
+    uint64_t position;
 };
 
 struct pcs_bar {
@@ -40,18 +41,28 @@ struct pcs_bar {
     struct pcs_area area[PCS_AREAS];
 };
 
-/* Configuration space, octet by octet. A write may change the bits in `write`; bits in `quiet` are ignored as hardware
- * does; bits in `zero` may be written as 0 (write-one-to-clear); every other bit must keep its value. */
+/* Configuration space as planes of bits, octet by octet. A bit is read from `hardware` or else from `value`. Written, it
+ * goes to `value` (virtual), to the device (through; with virtual: both), clears a bit of the device if it is 1 (clear), has
+ * no effect (ignore), must be 0 (zero), or else is locked: it must keep its value, and none is right where that is the
+ * device's. */
 struct pcs_config {
-    uint32_t size;
+    uint32_t size, rules; /* octets; entries of `hits` */
     uint8_t value[PCISPLIT_PAGE_SIZE];
-    uint8_t from_device[PCISPLIT_PAGE_SIZE]; /* 1: read from the device, in the owner */
-    uint8_t write[PCISPLIT_PAGE_SIZE];
-    uint8_t to_device[PCISPLIT_PAGE_SIZE];   /* bits of `write` whose change is made in the owner */
-    uint8_t quiet[PCISPLIT_PAGE_SIZE];
+    uint8_t hardware[PCISPLIT_PAGE_SIZE];
+    uint8_t virtual[PCISPLIT_PAGE_SIZE];
+    uint8_t through[PCISPLIT_PAGE_SIZE];
+    uint8_t clear[PCISPLIT_PAGE_SIZE];
+    uint8_t ignore[PCISPLIT_PAGE_SIZE];
     uint8_t zero[PCISPLIT_PAGE_SIZE];
-    uint8_t rule[PCISPLIT_PAGE_SIZE];
-    _Atomic uint64_t hits[PCS_RULES];        /* refused writes, by rule [CFG-5] */
+    uint8_t trap[PCISPLIT_PAGE_SIZE];  /* a handler of the owner that is called instead of the write; 0: none */
+    uint16_t rule[PCISPLIT_PAGE_SIZE]; /* that refuses what is not allowed, never 0 */
+    _Atomic uint64_t *hits;            /* refused accesses, by rule [CFG-5] */
+};
+
+/* The tables above, for Python to fill in. */
+enum pcs_table {
+    PCS_TABLE_VALUE, PCS_TABLE_HARDWARE, PCS_TABLE_VIRTUAL, PCS_TABLE_THROUGH, PCS_TABLE_CLEAR, PCS_TABLE_IGNORE,
+    PCS_TABLE_ZERO, PCS_TABLE_TRAP, PCS_TABLE_RULE
 };
 
 union pcs_slot {
@@ -68,16 +79,42 @@ struct pcs_result {
     uint64_t value, detail;
 };
 
+/* What wakes an owner; PCS_OWNER_TIMEOUT is nothing of it. Bit 1 << n of its word says that n is there. */
+enum pcs_owner_why { PCS_OWNER_TIMEOUT, PCS_OWNER_REQUEST, PCS_OWNER_MESSAGE, PCS_OWNER_EVENT, PCS_OWNER_STOPPED };
+
 enum pcs_owner_state { PCS_OWNER_IDLE, PCS_OWNER_ASKED, PCS_OWNER_DONE };
 
+/* How far the owner's request got. The owner's thread alone uses it, C and Python in turn. */
+struct pcs_work {
+    uint32_t length;  /* octets to move: of a block, or the width of one access; 0 for what is no BAR access */
+    uint32_t done;    /* octets moved */
+    uint32_t piece;   /* trapped accesses from `done` to here are Python's to make */
+    int error;        /* what ended it, with the rule and the errno behind it */
+    uint32_t rule;
+    int os_error;
+};
+
 struct pcs_owner {
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    _Atomic int state;
-    int stopped;
-    int wake_fd; /* the serve loop's, private to this process */
+    _Atomic uint32_t word;    /* a futex: what there is to do */
+    _Atomic uint32_t events;  /* bits of the watched descriptors that became readable */
+    _Atomic int state;        /* of the request, between the loop and the owner */
+    int wake_fd;              /* the serve loop's, private to this process */
     union pcs_slot request;
     struct pcs_result result;
+    struct pcs_work work;
+    int has_turn;
+    uint32_t ticket;          /* of the session's turnstile, while it has a turn */
+    uint64_t turn_began;
+    /* for the control plane; one writer, the owner's thread */
+    _Atomic uint32_t doing;   /* operation + 1 of the request it is inside of, or 0 */
+    _Atomic uint64_t since, requests, slices, ns;
+    uint8_t data[PCISPLIT_BLOCK_MAX]; /* of the accesses, private: copied from bulk-in before, to bulk-out after */
+};
+
+/* Owners of one session take turns with their blocks: together they use one CPU at most. Tickets are served in order; one
+ * that sleeps in its device is passed over. The serve loop has nothing to do with it. */
+struct pcs_turnstile {
+    _Atomic uint32_t next, serving;
 };
 
 struct pcs_vector {
@@ -85,15 +122,25 @@ struct pcs_vector {
     _Atomic int enabled;
 };
 
+/* Why the loop starts no request of a device: its owner has one, or holds it. */
+enum { PCS_PARKED = 1, PCS_HELD = 2 };
+
+struct pcs_serve;
+
 struct pcs_device {
     struct pcisplit_device_state *state; /* in b2f */
+    struct pcs_serve *serve;             /* NULL before pcs_serve_add() */
+    unsigned index;
     struct pcs_config config;
     struct pcs_bar bar[PCISPLIT_BAR_COUNT];
     unsigned vectors;
     struct pcs_vector vector[PCISPLIT_MAX_VECTORS];
     struct pcs_owner owner;
-    int parked;
-    uint32_t head, tail; /* of the queue of requests that wait for the owner */
+    unsigned parked;     /* bits, the loop's own */
+    _Atomic uint32_t hold_asked; /* odd: the owner wants it held; one more for each hold and each release */
+    _Atomic uint32_t hold_seen;  /* `hold_asked` as the loop last saw it, at a request boundary; a futex */
+    _Atomic uint32_t head, tail; /* of the queue of requests that wait for the owner; the loop's to change */
+    _Atomic uint64_t refused, posted_errors; /* as in `state`, which is not there for as long */
     union pcs_slot queue[PCISPLIT_REQUEST_SLOTS];
 };
 
@@ -121,11 +168,15 @@ struct pcs_serve {
     const union pcs_slot *executing; /* NULL, or the request whose access a fault now belongs to */
     struct pcs_result result; /* of the request being executed: a fault must find how far it got */
     _Atomic int stop;
+    _Atomic int running;   /* inside pcs_serve_run() */
+    _Atomic int attention; /* some owner holds or releases its device */
+    struct pcs_turnstile turnstile;
     uint64_t spin_ns;
     uint64_t features;    /* in force */
     unsigned empty_kicks; /* in a row */
     uint64_t mask_ns, masked_until;
     int fresh;            /* the doorbell was just listened to again: its first edge is old */
+    int rang, worked;     /* the doorbell rang since it was last judged; there was work since then */
     struct pcs_guard guard;
 };
 
@@ -140,48 +191,93 @@ enum pcs_verdict { PCS_ANSWERED, PCS_TO_OWNER };
 enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
                              struct pcs_result *result);
 
+/* One access of mapped memory, at the cost that its area has. */
+uint64_t pcs_area_load(const struct pcs_area *area, volatile uint8_t *at, unsigned width);
+void pcs_area_store(const struct pcs_area *area, volatile uint8_t *at, unsigned width, uint64_t value);
+
 /* The area that holds octets [offset, offset + width) of a BAR, or NULL. */
 const struct pcs_area *pcs_find_area(const struct pcs_bar *bar, uint64_t offset, uint64_t width);
 
 /* ---- config_table.c ------------------------------------------------------------------------------------------------- */
 
-/* 1 and *value, or 0 if an octet must be read from the device. The access is in range. */
+/* 1 and *value, or 0 if a bit must be read from the device. The access is in range. */
 int pcs_config_read(const struct pcs_config *config, uint32_t offset, unsigned width, uint32_t *value);
 
 /* 0, or the rule that refuses the write and *octet, the first offending offset; counts it. */
 unsigned pcs_config_check_write(struct pcs_config *config, uint32_t offset, unsigned width, uint32_t value,
                                 uint32_t *octet);
 
-/* Whether the write changes bits that live in the device. */
-int pcs_config_needs_device(const struct pcs_config *config, uint32_t offset, unsigned width, uint32_t value);
+/* Whether the write reaches the device or a trap. */
+int pcs_config_needs_owner(const struct pcs_config *config, uint32_t offset, unsigned width, uint32_t value);
 
-/* Store the writable bits. */
+/* Count an access that `rule` refused; by any thread. */
+void pcs_config_count(struct pcs_config *config, unsigned rule);
+
+/* Store the virtual bits. */
 void pcs_config_apply(struct pcs_config *config, uint32_t offset, unsigned width, uint32_t value);
 
 /* ---- owner.c: called by the serve loop ---------------------------------------------------------------------------------- */
 
-int pcs_owner_init(struct pcs_owner *owner);
 void pcs_owner_ask(struct pcs_owner *owner, const union pcs_slot *request);
 int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result); /* 1 if it was done */
+void pcs_owner_event(struct pcs_owner *owner, unsigned bit);
+
+/* At a request boundary: begin and end the holding of devices as their owners want it. */
+void pcs_attend_holds(struct pcs_serve *s);
 
 /* ---- owner.c: called by the owner's thread ---------------------------------------------------------------------------- */
 
-/* Wait for a request: 1, or 0 when the owner was stopped. */
-int pcs_owner_wait(struct pcs_device *device);
+/* Wait at most `timeout_ms` (-1: for ever) for what is to be done; returns an enum pcs_owner_why. Accesses that C can make
+ * alone are made on the way and never seen here; a REQUEST that is returned wants Python: an access that is trapped or met
+ * an error (pcs_owner_work() says which), or another operation. */
+int pcs_owner_wait(struct pcs_device *device, int timeout_ms);
 const void *pcs_owner_request(struct pcs_device *device);
+uint32_t pcs_owner_take_events(struct pcs_device *device);
 void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint64_t value, uint64_t detail,
                      uint32_t length);
+
+/* Return when the loop is at a request boundary of the device and will start none until pcs_device_release(). Other
+ * devices go on. Waits for nothing when no loop runs. One holder: the owner's thread. */
+void pcs_device_hold(struct pcs_device *device);
+void pcs_device_release(struct pcs_device *device);
+
+/* ---- owner.c: called by any thread ------------------------------------------------------------------------------------- */
+
+void pcs_owner_wake(struct pcs_device *device);
 void pcs_owner_stop(struct pcs_device *device);
 
-/* One guarded access to mapped memory, for the owner and for tools. Returns 0 or FAULTED; the value read in *value. */
-int pcs_guarded_access(volatile void *base, uint64_t size, uint64_t offset, unsigned width, int write, uint64_t *value);
+/* Have the loop look at `fd` too: when it becomes readable, bit `bit` (0-31) of the owner's events is set. Each edge once;
+ * it is never read. After pcs_serve_add(). Returns 0 or -1. */
+int pcs_device_watch(struct pcs_device *device, int fd, unsigned bit);
+
+/* ---- access.c: the owner's accesses ---------------------------------------------------------------------------------------- */
+
+#define PCS_SLICE_NS 1000000    /* the budget of one turn of an owner */
+#define PCS_PATIENCE_NS 10000000 /* a turn that lasts longer sleeps in its device, and is passed over */
+#define PCS_REST_NS 50000       /* between two turns of trapped accesses, for whoever waits for Python's lock */
+
+/* Begin the request that was asked for; whether Python must go on with it. If not, it is finished. */
+int pcs_access_begin(struct pcs_device *device);
+
+/* Python has made the trapped accesses up to octet `done`: give up the turn, take the next one and go on. Returns as above. */
+int pcs_access_went(struct pcs_device *device, uint32_t done);
+
+/* Give up the turn, if there is one. */
+void pcs_access_leave(struct pcs_device *device);
+
+/* Copy what a block has read to bulk-out. Returns 0 or FAULTED. */
+int pcs_access_deliver(struct pcs_device *device);
 
 /* ---- doorbell.c: waking and being woken ------------------------------------------------------------------------------ */
 
-enum { PCS_SOURCE_KICK, PCS_SOURCE_WAKE, PCS_SOURCE_VECTOR }; /* what an epoll event is of, in its low octet */
+enum { PCS_SOURCE_KICK, PCS_SOURCE_WAKE, PCS_SOURCE_VECTOR, PCS_SOURCE_WATCH }; /* what an epoll event is of, in its low octet */
 
 uint64_t pcs_now(void);
 void pcs_count(uint64_t *counter);
+
+/* Futexes of this process. Wait while *word is `value`, at most `ns` (-1: for ever). */
+void pcs_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns);
+void pcs_wake_all(_Atomic uint32_t *word);
 
 /* A hint for the front; dropped and counted when there is no slot [REG-30]. */
 void pcs_hint(struct pcs_serve *s, unsigned kind, unsigned index, unsigned vector, uint64_t value);
@@ -211,7 +307,6 @@ void pcs_serve_end(struct pcs_serve *s, int reason);
 
 struct pcs_device *pcs_device_new(void);
 void pcs_device_free(struct pcs_device *device);
-int pcs_device_add_area(struct pcs_device *device, unsigned bar, uint64_t start, uint64_t end, unsigned kind,
-                        unsigned widths, void *base, uint32_t read_ns, uint32_t write_ns);
+int pcs_device_add_area(struct pcs_device *device, unsigned bar, const struct pcs_area *area);
 
 #endif

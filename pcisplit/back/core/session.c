@@ -39,7 +39,9 @@ struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, i
         pcs_serve_free(s);
         return NULL;
     }
+    // b2f too: nobody can punch it, but a page of it that was never touched may be refused when memory is short.
     pcs_guard_window(&s->guard, f2b, offsets[3] + PCISPLIT_BULK_SIZE);
+    pcs_guard_window(&s->guard, b2f, offsets[4] + PCISPLIT_BULK_SIZE);
     return s;
 }
 
@@ -59,6 +61,8 @@ int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state
         return -1;
     device->state = (struct pcisplit_device_state *)(void *)((uint8_t *)s->back + state_offset);
     device->owner.wake_fd = s->wake_fd;
+    device->serve = s;
+    device->index = s->devices;
     for (unsigned bar = 0; bar < PCISPLIT_BAR_COUNT; bar++) {
         for (unsigned i = 0; i < device->bar[bar].areas; i++) {
             struct pcs_area *area = &device->bar[bar].area[i];
@@ -84,33 +88,22 @@ struct pcs_device *pcs_device_new(void)
         return NULL;
     for (unsigned i = 0; i < PCISPLIT_MAX_VECTORS; i++)
         device->vector[i].fd = -1;
-    if (pcs_owner_init(&device->owner)) {
-        free(device);
-        return NULL;
-    }
+    device->owner.wake_fd = -1;
     return device;
 }
 
 void pcs_device_free(struct pcs_device *device)
 {
-    pthread_cond_destroy(&device->owner.cond);
-    pthread_mutex_destroy(&device->owner.mutex);
+    free(device->config.hits);
     free(device);
 }
 
-int pcs_device_add_area(struct pcs_device *device, unsigned bar, uint64_t start, uint64_t end, unsigned kind,
-                        unsigned widths, void *base, uint32_t read_ns, uint32_t write_ns)
+int pcs_device_add_area(struct pcs_device *device, unsigned bar, const struct pcs_area *area)
 {
     struct pcs_bar *b = &device->bar[bar];
+
     if (b->areas == PCS_AREAS)
         return -1;
-    struct pcs_area *area = &b->area[b->areas++];
-    area->start = start;
-    area->end = end;
-    area->kind = kind;
-    area->widths = widths;
-    area->base = base;
-    area->read_ns = read_ns;
-    area->write_ns = write_ns;
+    b->area[b->areas++] = *area;
     return 0;
 }

@@ -6,6 +6,7 @@ The checks of a meeting, in the order of spec/meeting.md; each refusal says what
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pcisplit import pci, wire
 from pcisplit.back.devices.device import Device
@@ -35,8 +36,11 @@ class Entry:
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
     tenders: frozenset[int] = frozenset()  #: uids that may have direct vectors
+    what: Mapping[str, Any] = dataclasses.field(default_factory=dict)  #: how worker or keeper make it; see ``specs``
     session: int = 0  #: 0: nobody has it
     quarantined: str = ""  #: why, or empty
+    detached: bool = False  #: withheld by the operator
+    dma_after: int = 0  #: IOVA where the window of its last session ended (exclusive) [DMA-8]
 
     def allows(self, peer: Peer, own_uid: int) -> bool:
         if peer.uid == NOBODY:
@@ -89,15 +93,17 @@ class Registry:
             entry.session = session
         return entries, needs
 
-    def release(self, entries: Sequence[Entry]) -> None:
+    def release(self, entries: Sequence[Entry], quarantined: Mapping[str, str]) -> None:
+        """The devices of a session that is over can be had again, but for those in `quarantined`: name to reason."""
         for entry in entries:
             entry.session = 0
+            entry.quarantined = quarantined.get(entry.name, "")
 
     def _all_free(self, peer: Peer) -> tuple[Need, ...]:
         """Every device that is served to `peer` and free, at most 16 [MEET-18]."""
         served = [entry for entry in self.entries.values() if entry.allows(peer, self._own_uid)]
         taken = {entry.device.group for entry in self.entries.values() if entry.session or entry.quarantined}
-        free = [entry for entry in served if not entry.quarantined and entry.device.group not in taken]
+        free = [e for e in served if not e.quarantined and not e.detached and e.device.group not in taken]
         if not served:
             text = f"nothing is served to uid {peer.uid}; serve with uid={peer.uid}"
             raise RemoteProtocolError(Error.UNKNOWN_DEVICE, text)
@@ -123,6 +129,9 @@ class Registry:
         if entry.quarantined:
             text = f"{entry.name} is quarantined: {entry.quarantined}; serve with --allow-no-reset to offer it all the same"
             raise RemoteProtocolError(Error.QUARANTINED, text)
+        if entry.detached:
+            text = f"{entry.name} is detached by the operator; pcisplit attach {entry.name} offers it again"
+            raise RemoteProtocolError(Error.DEVICE_TAKEN, text)
         if entry.session:
             text = f"session {entry.session} has {entry.name}; try again when it has ended"
             raise RemoteProtocolError(Error.DEVICE_TAKEN, text)

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""From ``NAME=SPEC,key=value,...`` to devices and a server."""
+"""From the words of ``pcisplit serve`` to a server: ``NAME=SPEC,key=value,...`` and the rest."""
 
 import dataclasses
 import os
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.models import DumpModel, make_model
-from pcisplit.back.devices.vfio.function import VfioDevice
-from pcisplit.back.devices.vfio.group import VfioHost
+from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
-from pcisplit.back.supervisor.server import Server
+from pcisplit.back.supervisor.server import Options, Server
+from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.pci import Bdf
 
 _ID = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
@@ -61,19 +63,28 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
     kind, colon, rest = spec.what.partition(":")
     if colon and kind == "model":
         return make_model(rest, spec.options)
-    if spec.options:
-        raise ValueError(
-            f"--device {spec.name}: unknown option {next(iter(spec.options))!r}; there are id, uid, gid, tender"
-        )
-    if colon and kind == "dump":
+    dump = colon and kind == "dump"
+    for option in spec.options:
+        if dump or option != "reset":
+            known = "id, uid, gid, tender" + ("" if dump else ", reset")
+            raise ValueError(f"--device {spec.name}: unknown option {option!r}; there are {known}")
+    if dump:
         return DumpModel(rest)
-    return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host)
+    return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host, spec.options.get("reset", ""))
 
 
-def make_server(
-    texts: Sequence[str], path: Path, dma: int, spin: float, allow_no_reset: bool
-) -> "tuple[Server, Devices]":
-    """A server for these ``--device`` texts, and what to shut down after it. Raises ValueError, OSError, DeviceError."""
+def what_of(spec: Spec) -> dict[str, Any]:
+    """What a worker or a keeper is told to make of it: words, numbers and nothing else."""
+    kind, colon, rest = spec.what.partition(":")
+    if colon and kind == "model":
+        return {"model": rest, "options": dict(spec.options)}
+    if colon and kind == "dump":
+        return {"dump": str(Path(rest).resolve())}
+    return {"bdf": str(Bdf.parse(spec.what)), "id": spec.expect_id, "reset": spec.options.get("reset", "")}
+
+
+def make_registry(texts: Sequence[str], dma: int) -> Registry:
+    """What these ``--device`` texts serve. Raises ValueError, OSError, DeviceError."""
     host = VfioHost()
     entries: list[Entry] = []
     for text in texts:
@@ -81,18 +92,25 @@ def make_server(
         if any(entry.name == spec.name for entry in entries):
             raise ValueError(f"--device {spec.name} is given twice")
         rights = spec.rights
-        entries.append(Entry(spec.name, make_device(spec, host), rights["uid"], rights["gid"], rights["tender"]))
-    registry = Registry(entries, dma, os.geteuid())
-    return Server(registry, path, spin=spin, allow_no_reset=allow_no_reset), Devices(entries)
+        device = make_device(spec, host)
+        entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec)))
+    return Registry(entries, dma, os.geteuid())
 
 
-class Devices:
-    """The devices of a server."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
-
-    def shutdown(self) -> None:
-        """Let go of every device."""
-        for entry in self._entries:
-            entry.device.shutdown()
+def make_server(
+    texts: Sequence[str],
+    path: Path,
+    dma: int,
+    zygote: socket.socket,
+    *,
+    worker_user: tuple[int, int] | None = None,
+    worker_uids: range | None = None,
+    **options: Any,
+) -> Server:
+    """A server of these ``--device`` texts; `options` as in ``server.Options``. Raises ValueError, OSError, DeviceError."""
+    if (worker_user or worker_uids) and os.geteuid() != 0:
+        raise ValueError(
+            "--worker-user and --worker-uids need root, which may change uid; serve as root or without them"
+        )
+    uids = WorkerUids(worker_uids, worker_user[0] if worker_user else None)
+    return Server(make_registry(texts, dma), path, zygote, Options(worker_uids=uids, **options))

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""What every model shares: configuration space, MSI, a software IOMMU, a worker for what takes time."""
+"""What every model shares: configuration space, interrupts, a software IOMMU, a thread for what takes time."""
 
 import mmap
 import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn, Self
 
 import structlog
 
 from pcisplit import pci
-from pcisplit.back.devices.device import Area, AreaKind, BarInfo, IovaRange
+from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Interrupts, IovaRange, not_built
 from pcisplit.back.devices.models.iommu import SoftwareIommu
 from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
-from pcisplit.wire import BarFlag, Error, ResetMethod
+from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
 
 _log = structlog.get_logger("pcisplit.model")
 
@@ -36,37 +37,54 @@ def take_options(options: Mapping[str, str], allowed: Mapping[str, str]) -> dict
 
 
 class ModelDevice:
-    """A device model; subclasses fill in `bars` in ``acquire`` and answer ``bar_read`` and ``bar_write``."""
+    """A device model, which is its own Function; subclasses fill in `bars` in ``_power_on`` and answer accesses to them."""
 
     vendor, device_id, class_code = 0, 0, 0
     config_size = pci.CONFIG_SIZE
-    vectors = 1
+    interrupts = Interrupts(msi=1)
+    rom = 0
     dma_bits = 64
     iova_ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 48) - 1),)
 
     def __init__(self, spec: str, resettable: bool = True) -> None:
         self.spec = spec
         self.group = f"model-{id(self):x}"
-        self.resettable = resettable
+        self.reset_methods: tuple[ResetMethod, ...] = (ResetMethod.MODEL,) if resettable else ()
         self.bars: tuple[BarInfo, ...] = ()
         self.iommu = SoftwareIommu(spec)
         self._config = bytearray(self.config_size)
         self._memory: list[mmap.mmap] = []
-        self._msi: tuple[int, ...] = ()
-        self._msi_lock = threading.Lock()
+        self._irqs: dict[VectorType, list[int]] = {}  # eventfds by vector, -1 for none, of the kinds that are on
+        self._irq_lock = threading.Lock()
+        self._open = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self.stopping = threading.Event()  #: set when the device is closed: whatever waits, stops
 
     # -- life -------------------------------------------------------------------------------------------------
 
-    def acquire(self) -> None:
-        self.stopping.clear()
-        self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
+    def acquire(self) -> Self:
+        if self._open:
+            raise DeviceError(Error.BUSY, f"{self.spec}: is already acquired")
+        self._open = True
+        try:
+            self.stopping.clear()
+            self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
+            self._reset_config()
+            self._power_on()
+            worker = threading.Thread(target=self._work, name=self.spec, daemon=True)
+            worker.start()
+        except BaseException:
+            self.close()  # no thread, no memory: the next session may have them
+            raise
+        self._worker = worker
+        return self
+
+    def _reset_config(self) -> None:
+        """Configuration space as after power-on, with MASTER off whatever a dump says of its time."""
         self._config[:] = self._initial_config()
-        self._power_on()
-        self._worker = threading.Thread(target=self._work, name=f"{self.spec} worker", daemon=True)
-        self._worker.start()
+        self._config[pci.COMMAND] &= ~pci.COMMAND_MASTER
+        self.iommu.master = False
 
     def _power_on(self) -> None:
         """Registers to their values after power-on; BARs made. Subclasses extend."""
@@ -83,20 +101,31 @@ class ModelDevice:
             self._jobs.put(None)
             self._worker.join()
             self._worker = None
-        self.disable_msi()
+        self._all_irqs_off()
+        self.iommu.unmap_all()
         self.bars = ()
         for memory in self._memory:
             memory.close()
         self._memory.clear()
+        self._open = False
 
     def shutdown(self) -> None:
         self.close()
 
-    def reset(self) -> ResetMethod:
-        if not self.resettable:
-            raise DeviceError(Error.NO_RESET, f"{self.spec} has no reset")
+    def reset(self, method: ResetMethod | None = None) -> ResetMethod:
+        if not self.reset_methods or method not in (None, *self.reset_methods):
+            names = ", ".join(one.name.lower() for one in self.reset_methods) or "none"
+            raise DeviceError(Error.NO_RESET, f"{self.spec}: has no such reset; it has {names}")
+        self._all_irqs_off()
+        self._reset_config()
         self._reset_registers()
         return ResetMethod.MODEL
+
+    def power(self, state: int) -> None:
+        raise not_built(self.spec, f"power state D{state}")
+
+    def events(self) -> Mapping[str, int]:
+        return {}
 
     def _reset_registers(self) -> None:
         """Registers to their values after a reset. Subclasses extend."""
@@ -107,7 +136,10 @@ class ModelDevice:
         return int.from_bytes(self._config[offset : offset + width], "little")
 
     def config_write(self, offset: int, width: int, value: int) -> None:
-        self._config[offset : offset + width] = value.to_bytes(width, "little")
+        for at, octet in enumerate(value.to_bytes(width, "little"), offset):
+            if at in (pci.STATUS, pci.STATUS + 1):  # a 1 clears an error, the rest is read-only
+                octet = self._config[at] & ~(octet & pci.STATUS_ERRORS >> 8 * (at - pci.STATUS))
+            self._config[at] = octet
         self.iommu.master = bool(self.config_read(pci.COMMAND, 2) & pci.COMMAND_MASTER)
 
     # -- memory -----------------------------------------------------------------------------------------------
@@ -120,7 +152,10 @@ class ModelDevice:
         finally:
             os.close(fd)
         self._memory.append(memory)
-        return Area(0, size, AreaKind.MAPPED, mapping=memory, read_ns=read_ns, write_ns=write_ns)
+        return Area(0, size, AreaKind.MAPPED, mapping=memory, read_ns=read_ns, write_ns=write_ns, grantable=True)
+
+    def grant(self, bar: int, offset: int, length: int) -> NoReturn:
+        raise not_built(self.spec, f"a grant of {length:#x} octets at {offset:#x} of BAR {bar}")
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
         raise DeviceError(Error.INVALID_OFFSET, f"{self.spec} has no register at {offset:#x} of BAR {bar}")
@@ -130,23 +165,40 @@ class ModelDevice:
 
     # -- interrupts -------------------------------------------------------------------------------------------
 
-    def enable_msi(self, eventfds: Sequence[int]) -> None:
-        with self._msi_lock:
-            self._msi = tuple(eventfds)
+    def irq_set(self, kind: VectorType, start: int, eventfds: Sequence[int]) -> None:
+        if not eventfds:
+            with self._irq_lock:
+                self._irqs.pop(kind, None)
+            return
+        if kind is VectorType.INTX:
+            raise not_built(self.spec, "INTx")
+        if start < 0 or start + len(eventfds) > self.interrupts[kind]:
+            text = f"{self.spec}: has {self.interrupts[kind]} {kind.name} vectors, not {start + len(eventfds)}"
+            raise DeviceError(Error.TOO_MANY_VECTORS, text)
+        with self._irq_lock:
+            if any(other is not kind for other in self._irqs):
+                raise DeviceError(Error.BUSY, f"{self.spec}: has its other kind of interrupts on")
+            vectors = self._irqs.setdefault(kind, [])
+            vectors += [-1] * (start + len(eventfds) - len(vectors))
+            vectors[start : start + len(eventfds)] = eventfds
 
-    def disable_msi(self) -> None:
-        with self._msi_lock:
-            self._msi = ()
+    def irq_mask(self, kind: VectorType, start: int, count: int, masked: bool) -> None:
+        raise not_built(self.spec, f"masking {count} {kind.name} vectors from {start} on")
+
+    def _all_irqs_off(self) -> None:
+        with self._irq_lock:
+            self._irqs.clear()
 
     def signal(self, vector: int = 0) -> None:
-        """Send the MSI of a vector, if it is enabled."""
-        with self._msi_lock:
-            if vector < len(self._msi):
-                signal_eventfd(self._msi[vector])
+        """Send the message of a vector, if it is enabled."""
+        with self._irq_lock:
+            for vectors in self._irqs.values():
+                if vector < len(vectors) and vectors[vector] >= 0:
+                    signal_eventfd(vectors[vector])
 
     # -- DMA --------------------------------------------------------------------------------------------------
 
-    def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
+    def map_dma(self, fd: int, size: int, iova: int) -> None:
         self.iommu.map(iova, size, fd)
 
     def unmap_dma(self) -> int:
@@ -155,7 +207,7 @@ class ModelDevice:
     # -- work that takes time ---------------------------------------------------------------------------------
 
     def later(self, job: Callable[[], None]) -> None:
-        """Run `job` in the model's worker, after the jobs before it."""
+        """Run `job` in the model's thread, after the jobs before it."""
         self._jobs.put(job)
 
     def _work(self) -> None:

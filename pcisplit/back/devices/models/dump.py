@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from pcisplit import pci
-from pcisplit.back.devices.device import BarInfo
+from pcisplit.back.devices.device import BarInfo, Interrupts
 from pcisplit.back.devices.models.base import ModelDevice, bar
 from pcisplit.wire import BarFlag
 
@@ -22,7 +22,7 @@ _BAR_MOST = 16 << 20  #: octets of memory a BAR of a dump may take
 class DumpModel(ModelDevice):
     """The first device of the file. Raises ValueError when the file holds no dump, OSError when it cannot be read."""
 
-    vectors = 0
+    interrupts = Interrupts()  # whatever its capabilities say: nothing here would raise one
 
     def __init__(self, path: str) -> None:
         text = Path(path).read_text(errors="replace").split("\n\n")[0]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 
 from pcisplit import pci
-from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.device import Area, AreaKind, Interrupts
 from pcisplit.back.devices.models.base import ModelDevice, bar, take_options, yes_or_no
 
 IDENTITY = 0x010000ED
@@ -32,6 +32,7 @@ class EduModel(ModelDevice):
     """Options: ``dma_ms`` (how long a DMA takes, default 1), ``reset`` (yes, or no to imitate edu on a root bus)."""
 
     vendor, device_id, class_code = 0x1234, 0x11E8, 0x00FF00
+    interrupts = Interrupts(intx=1, msi=1)
     dma_bits = DMA_BITS
 
     def __init__(self, options: Mapping[str, str]) -> None:

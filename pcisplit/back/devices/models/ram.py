@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 
 from pcisplit import pci
-from pcisplit.back.devices.device import Area, AreaKind
+from pcisplit.back.devices.device import Area, AreaKind, Interrupts
 from pcisplit.back.devices.models.base import ModelDevice, bar, take_options, yes_or_no
 from pcisplit.wire import BarFlag
 
@@ -29,6 +29,7 @@ class RamModel(ModelDevice):
     """Options: ``size`` of BAR 0 in octets (default 1048576), ``read`` and ``write`` cost in ns, ``reset`` (yes or no)."""
 
     vendor, device_id, class_code = 0x1AF4, 0x10FF, 0x050000
+    interrupts = Interrupts(msi=1, msix=MSIX_VECTORS)
 
     def __init__(self, options: Mapping[str, str]) -> None:
         chosen = take_options(options, {"size": str(1 << 20), "read": "0", "write": "0", "reset": "yes"})

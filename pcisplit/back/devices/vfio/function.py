@@ -1,180 +1,124 @@
 # SPDX-License-Identifier: MIT
 """A PCI function that the backend drives through VFIO: the device seam's only way to hardware.
 
+Made by ``acquire``, in the keeper, which holds the IOMMU group; or by ``from_description``, in a worker, which has the
+device's descriptor and what the keeper found out. The worker drives configuration space, BARs, interrupts and the function's
+own reset; for the rest it asks its `Host`. When a worker is dead, the keeper does the safe order with its own `VfioFunction`.
+
 Rules of this file. Decode stays on from acquire to close, so that mapped accesses never fault for want of it; BAR
 registers are VFIO's own and never written. A denied config write returns success (drivers/vfio/pci/vfio_pci_config.c),
-so what must be so is read back. Nothing here applies policy, except that the MSI-X table cannot be reached.
-
-``vfio_group`` opens the IOMMU group and refuses what is not safe.
+so what must be so is read back. Nothing here applies policy, except that the MSI-X table cannot be reached, and that INTx
+is never enabled.
 """
 
+import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from ctypes import sizeof
-from itertools import pairwise
-from typing import NamedTuple
+from typing import NoReturn, Protocol, Self
 
-from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Device, IovaRange
+from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Function, not_built
+from pcisplit.back.devices.quiet import interrupts_off
 from pcisplit.back.devices.vfio import abi
-from pcisplit.back.devices.vfio.group import (
-    Group,
-    VfioHost,
-    check_driver,
-    check_identity,
-    driver_of,
-    find_group,
-    refused,
-)
+from pcisplit.back.devices.vfio.describe import BarPlan, Description, Place
 from pcisplit.errors import DeviceError
-from pcisplit.pci import (
-    BAR0,
-    BAR_IO,
-    BAR_MEM64,
-    BAR_PREFETCHABLE,
-    CAP_MSIX,
-    COMMAND,
-    COMMAND_INTX_DISABLE,
-    COMMAND_IO,
-    COMMAND_MASTER,
-    COMMAND_MEM,
-    CONFIG_SIZE,
-    Bdf,
-    find_capability,
-)
-from pcisplit.wire import BarFlag, Error, ResetMethod
+from pcisplit.pci import COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEM
+from pcisplit.wire import Error, ResetMethod, VectorType
 
-# The backend's bits of COMMAND; the others keep the values that the firmware and the kernel gave them.
-_OURS = COMMAND_IO | COMMAND_MEM | COMMAND_MASTER | COMMAND_INTX_DISABLE
+#: The backend's bits of COMMAND; the others keep the values that the firmware and the kernel gave them.
+OURS = COMMAND_IO | COMMAND_MEM | COMMAND_MASTER | COMMAND_INTX_DISABLE
+
+#: What a device may signal besides its vectors.
+EVENTS = {"err": abi.VFIO_PCI_ERR_IRQ_INDEX, "req": abi.VFIO_PCI_REQ_IRQ_INDEX}
 
 _MAPPED_WIDTHS = 1 | 2 | 4 | 8
 # vfio_pci_core_do_io_rw (6.1) makes two accesses of an 8-octet one, and I/O space has no such access at all [BAR-4].
 _OWNER_WIDTHS = 1 | 2 | 4
 
-_MOST_AFFECTED = 256  # functions of one bus; a reset of more than a bus is none that we would do
+
+class Host(Protocol):
+    """What a function can only do with its group, in the keeper. DeviceError."""
+
+    def hot_reset(self) -> None:
+        """Reset the function's bus or slot."""
+
+    def select_reset(self, method: ResetMethod) -> None:
+        """Make `method` what VFIO_DEVICE_RESET does to the function."""
+
+    def map_dma(self, fd: int, size: int, iova: int) -> None:
+        """As of `Function`."""
+
+    def unmap_dma(self) -> int:
+        """As of `Function`."""
 
 
-class _Region(NamedTuple):
-    """A region of the device's file: where it begins in it, its size in octets, the parts of it that may be mapped."""
+class VfioFunction(Function):
+    """One PCI function, bound to vfio-pci and open. For what each method does see `Function`."""
 
-    offset: int
-    size: int
-    mappable: list[tuple[int, int]]
-
-
-class VfioDevice(Device):
-    """One PCI function, bound to vfio-pci. For what each method does see `Device`."""
-
-    def __init__(self, bdf: Bdf, expect_id: tuple[int, int] | None, host: VfioHost) -> None:
-        """Find the function and its group; opens nothing.
-
-        `expect_id` is (vendor, device) as the operator gave them. `host` holds the groups; all VFIO devices of a
-        backend share one. DeviceError if the function is absent, another one, or behind no IOMMU.
-        """
-        self._group_number = find_group(bdf)
-        check_identity(bdf, expect_id)
-        self._bdf = bdf
-        self._expect_id = expect_id
-        self._host = host
-        self.spec = str(bdf)
-        self.group = f"iommu-group-{self._group_number}"
-        self._group: Group | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        """The attributes of a device that is not open."""
-        self._fd = -1
-        self._regions: dict[int, _Region] = {}
+    def __init__(self, fd: int, description: Description, host: Host) -> None:
+        """`fd`, the device's descriptor, is this object's from now on. Maps nothing: see ``map_bars``."""
+        self.description, self.host = description, host
+        self._fd = fd
+        self._on_close: list[Callable[[], None]] = []
+        self._command = description.command
+        self._places = {bar.number: bar.place for bar in description.bars}
         self._mappings: list[mmap.mmap] = []
-        self._command = 0
-        self._msi_on = False
-        self._reset_by_vfio = False
-        self.bars: tuple[BarInfo, ...] = ()
-        self.config_size = 0
-        self.vectors = 0
-        self.resettable = False
+        self._irqs: dict[VectorType, list[int]] = {}  # eventfds by vector, of the kinds that are on here
+        self._events: dict[str, int] | None = None
+        self._selected = description.resets.kernel[:1]  # by the keeper, when it acquired
+        self.spec = description.spec
+        self.config_size = description.config.size
+        self.rom = description.rom.size
+        self.interrupts = description.interrupts
+        self.reset_methods = description.resets.methods
         self.dma_bits = 64  # a PCI function does not say how many it has
-        self.iova_ranges: tuple[IovaRange, ...] = ()
+        self.iova_ranges = description.iova_ranges
+        self.bars = tuple(BarInfo(bar.number, bar.place.size, bar.flags, self._areas(bar)) for bar in description.bars)
 
-    def acquire(self) -> None:
-        if self._fd >= 0:
-            raise DeviceError(Error.BUSY, f"{self.spec}: is already acquired")
-        # Again, since all of this may have changed since the last session.
-        if find_group(self._bdf) != self._group_number:
-            raise refused(f"{self.spec}: has moved to another IOMMU group; restart the backend")
-        check_identity(self._bdf, self._expect_id)
-        check_driver(self._bdf)
-        self._group = self._host.enter(self._group_number, self)
-        try:
-            self._fd = self._group.device_fd(self._bdf)
-            self._prepare(self._group)
-        except DeviceError as error:
-            self.close()
-            raise refused(str(error)) from error
-        except (OSError, ValueError) as error:
-            self.close()
-            raise refused(f"{self.spec}: opening it by VFIO failed: {error}; dmesg may say why") from error
-        except BaseException:
-            self.close()
-            raise
+    @classmethod
+    def from_description(cls, fd: int, description: object, host: Host) -> Self:
+        """In a worker: `fd` as the keeper sent it, and what ``describe`` gave there, after JSON. ValueError."""
+        return cls(fd, Description.from_json(description), host)
 
-    def _prepare(self, group: Group) -> None:
-        """Learn what the device has, and bring it into the state of a device just acquired. OSError, ValueError."""
-        info, _ = abi.query(self._fd, abi.VFIO_DEVICE_GET_INFO, abi.DeviceInfo)
-        if not info.flags & abi.VFIO_DEVICE_FLAGS_PCI:
-            raise refused(f"{self.spec}: VFIO says that it is no PCI device")
-        for index in (*range(abi.VFIO_PCI_BAR5_REGION_INDEX + 1), abi.VFIO_PCI_CONFIG_REGION_INDEX):
-            region, octets = abi.query(self._fd, abi.VFIO_DEVICE_GET_REGION_INFO, abi.RegionInfo, index=index)
-            mappable: list[tuple[int, int]] = []
-            if region.flags & abi.VFIO_REGION_INFO_FLAG_MMAP:
-                sparse = abi.sparse_areas(region, octets)
-                mappable = [(0, region.size)] if sparse is None else sparse
-            self._regions[index] = _Region(region.offset, region.size, mappable)
-        self.config_size = self._regions[abi.VFIO_PCI_CONFIG_REGION_INDEX].size
+    def describe(self) -> dict[str, object]:
+        """What ``from_description`` takes, for ``json.dumps``."""
+        return self.description.to_json()
 
-        config = b"".join(self.config_read(offset, 4).to_bytes(4, "little") for offset in range(0, CONFIG_SIZE, 4))
-        flags = {index: bar_flags(config, index) for index in range(6) if self._regions[index].size}
-        decode = {COMMAND_IO if BarFlag.IO in flag else COMMAND_MEM for flag in flags.values()}
-        firmware = int.from_bytes(config[COMMAND : COMMAND + 2], "little")
-        self._command = firmware & ~_OURS | sum(decode) | COMMAND_INTX_DISABLE
-        self._settle()
+    def fileno(self) -> int:
+        """The device's descriptor, to be sent to a worker; -1 when it is closed."""
+        return self._fd
 
-        denied = msix_ranges(config)
-        self.bars = tuple(self._map_bar(index, flag, denied.get(index, [])) for index, flag in flags.items())
+    # -- BARs -------------------------------------------------------------------------------------------------
 
-        irq, _ = abi.query(self._fd, abi.VFIO_DEVICE_GET_IRQ_INFO, abi.IrqInfo, index=abi.VFIO_PCI_MSI_IRQ_INDEX)
-        self.vectors = min(1, irq.count)
-        self._reset_by_vfio = bool(info.flags & abi.VFIO_DEVICE_FLAGS_RESET)
-        self.resettable = self._reset_by_vfio or self._bus_is_ours()
-        self.iova_ranges = group.iova_ranges()
+    def map_bars(self) -> None:
+        """Map what of the BARs can be mapped; `bars` has the mappings from now on. OSError. Never in a keeper."""
+        self.bars = tuple(
+            BarInfo(bar.index, bar.size, bar.flags, tuple(self._mapped(area) for area in bar.areas))
+            for bar in self.bars
+        )
 
-    def _map_bar(self, index: int, flags: BarFlag, denied: list[tuple[int, int]]) -> BarInfo:
-        region = self._regions[index]
-        mappable = [] if BarFlag.IO in flags else region.mappable
-        areas = []
-        for start, end, kind in plan_areas(region.size, mappable, denied, mmap.PAGESIZE):
-            if kind is AreaKind.MAPPED:
-                mapping = mmap.mmap(self._fd, end - start, offset=region.offset + start)
-                self._mappings.append(mapping)
-                areas.append(Area(start, end, kind, _MAPPED_WIDTHS, mapping))
-            else:
-                areas.append(Area(start, end, kind, _OWNER_WIDTHS))
-        return BarInfo(index, region.size, flags, tuple(areas))
+    def _areas(self, bar: BarPlan) -> tuple[Area, ...]:
+        return tuple(
+            Area(
+                start,
+                end,
+                kind,
+                _MAPPED_WIDTHS if kind is AreaKind.MAPPED else _OWNER_WIDTHS,
+                fd=-1 if kind is AreaKind.DENIED else self._fd,
+                position=0 if kind is AreaKind.DENIED else bar.place.offset + start,
+                grantable=kind is AreaKind.MAPPED,
+            )
+            for start, end, kind in bar.areas
+        )
 
-    def _settle(self) -> None:
-        """Decode on, MASTER and INTx off: the state of a device just acquired."""
-        self.config_write(COMMAND, 2, self._command)
-        found = self.config_read(COMMAND, 2)
-        if (found ^ self._command) & _OURS:
-            raise DeviceError(Error.OP_FAILED, f"{self.spec}: COMMAND is {found:#06x} and not {self._command:#06x}")
-
-    def config_read(self, offset: int, width: int) -> int:
-        return self._read(self._position(abi.VFIO_PCI_CONFIG_REGION_INDEX, offset, width), width)
-
-    def config_write(self, offset: int, width: int, value: int) -> None:
-        self._write(self._position(abi.VFIO_PCI_CONFIG_REGION_INDEX, offset, width), width, value)
+    def _mapped(self, area: Area) -> Area:
+        if area.kind is not AreaKind.MAPPED or area.mapping is not None:
+            return area
+        mapping = mmap.mmap(area.fd, area.end - area.start, offset=area.position)
+        self._mappings.append(mapping)
+        return area._replace(mapping=mapping)
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
         return self._read(self._bar_position(bar, offset, width), width)
@@ -183,7 +127,7 @@ class VfioDevice(Device):
         self._write(self._bar_position(bar, offset, width), width, value)
 
     def _bar_position(self, index: int, offset: int, width: int) -> int:
-        position = self._position(index, offset, width)
+        position = self._position(f"BAR {index}", self._places.get(index, Place(0, 0)), offset, width)
         for bar in self.bars:
             for area in bar.areas if bar.index == index else ():
                 # The kernel would read ones and drop writes, and say that all went well.
@@ -191,14 +135,38 @@ class VfioDevice(Device):
                     raise DeviceError(Error.DENIED, f"{self.spec}: BAR {index} has its MSI-X table at {offset:#x}")
         return position
 
-    def _position(self, index: int, offset: int, width: int) -> int:
+    def grant(self, bar: int, offset: int, length: int) -> NoReturn:
+        raise not_built(self.spec, f"a grant of {length:#x} octets at {offset:#x} of BAR {bar}")
+
+    # -- configuration space ----------------------------------------------------------------------------------
+
+    def config_read(self, offset: int, width: int) -> int:
+        return self._read(self._position("config", self.description.config, offset, width), width)
+
+    def config_write(self, offset: int, width: int, value: int) -> None:
+        self._write(self._position("config", self.description.config, offset, width), width, value)
+
+    def settle(self) -> None:
+        """Decode on, MASTER and INTx off: the state of a function just acquired."""
+        self.config_write(COMMAND, 2, self._command)
+        found = self.config_read(COMMAND, 2)
+        if (found ^ self._command) & OURS:
+            raise DeviceError(Error.OP_FAILED, f"{self.spec}: COMMAND is {found:#06x} and not {self._command:#06x}")
+
+    def quiesce(self) -> None:
+        """MASTER off, then every kind of interrupt."""
+        self.settle()
+        interrupts_off(self)
+
+    def _position(self, name: str, place: Place, offset: int, width: int) -> int:
         """Where in the device's file an access lies: out of its own region it would reach into the next."""
+        if self._fd < 0:
+            raise DeviceError(Error.GONE, f"{self.spec}: is closed")
         if width not in (1, 2, 4):
             raise DeviceError(Error.BAD_SIZE, f"{self.spec}: no access of {width} octets by file offset")
-        region = self._regions.get(index)
-        if region is None or not 0 <= offset <= region.size - width:
-            raise DeviceError(Error.INVALID_OFFSET, f"{self.spec}: region {index} has no {width} octets at {offset:#x}")
-        return region.offset + offset
+        if not 0 <= offset <= place.size - width:
+            raise DeviceError(Error.INVALID_OFFSET, f"{self.spec}: {name} has no {width} octets at {offset:#x}")
+        return place.offset + offset
 
     def _read(self, position: int, width: int) -> int:
         try:
@@ -219,99 +187,147 @@ class VfioDevice(Device):
         if written != width:
             raise DeviceError(Error.FAULTED, f"{self.spec}: a write took {written} of {width} octets")
 
-    def enable_msi(self, eventfds: Sequence[int]) -> None:
-        if not 1 <= len(eventfds) <= self.vectors:
-            raise DeviceError(Error.TOO_MANY_VECTORS, f"{self.spec}: has {self.vectors} MSI vectors")
-        self._set_irqs(abi.VFIO_IRQ_SET_DATA_EVENTFD, list(eventfds))
-        self._msi_on = True
+    # -- interrupts and events --------------------------------------------------------------------------------
 
-    def disable_msi(self) -> None:
-        if self._msi_on:  # disabling what is off is EINVAL
-            self._set_irqs(abi.VFIO_IRQ_SET_DATA_NONE, [])
-            self._msi_on = False
+    def irq_set(self, kind: VectorType, start: int, eventfds: Sequence[int]) -> None:
+        if not eventfds:
+            self._off(kind)
+            self._irqs.pop(kind, None)
+            return
+        if kind is VectorType.INTX:
+            raise not_built(self.spec, "INTx")
+        last = start + len(eventfds)
+        if start < 0 or last > self.interrupts[kind]:
+            text = f"{self.spec}: has {self.interrupts[kind]} {kind.name} vectors, not {last}"
+            raise DeviceError(Error.TOO_MANY_VECTORS, text)
+        if any(other is not kind for other in self._irqs):
+            raise DeviceError(Error.BUSY, f"{self.spec}: has its other kind of interrupts on")
+        on = self._irqs.get(kind, [])
+        if last <= len(on):
+            self._set_irqs(kind, start, eventfds)
+        else:  # as many as there are become enabled once: more of them means all of them anew
+            on = on + [-1] * (last - len(on))
+            self._off(kind)
+            self._irqs.pop(kind, None)  # what follows may fail
+            self._set_irqs(kind, 0, [*on[:start], *eventfds])
+        on[start:last] = eventfds
+        self._irqs[kind] = on
 
-    def _set_irqs(self, data: int, eventfds: list[int]) -> None:
-        """VFIO_DEVICE_SET_IRQS of MSI; it returns after handlers that were running have ended (free_irq)."""
-        flags = data | abi.VFIO_IRQ_SET_ACTION_TRIGGER
-        request = abi.IrqSet(flags=flags, index=abi.VFIO_PCI_MSI_IRQ_INDEX, start=0, count=len(eventfds))
-        self._ioctl("setting its MSI", abi.VFIO_DEVICE_SET_IRQS, abi.with_fds(request, eventfds))
+    def irq_mask(self, kind: VectorType, start: int, count: int, masked: bool) -> None:
+        raise not_built(self.spec, f"masking {count} {kind.name} vectors from {start} on")
 
-    def reset(self) -> ResetMethod:
-        if not self.resettable or self._group is None:
-            raise DeviceError(Error.NO_RESET, f"{self.spec}: neither it nor its bus can be reset alone")
-        # The kernel saves COMMAND before the reset and restores it after: MASTER must be off before, too.
-        self.disable_msi()
-        self._settle()
-        try:
-            if self._reset_by_vfio:
-                self._ioctl("its reset", abi.VFIO_DEVICE_RESET, 0)
-                return ResetMethod.FUNCTION
-            fds = self._group.hot_reset_fds()
-            request = abi.with_fds(abi.PciHotReset(count=len(fds)), fds)
-            self._ioctl("the reset of its bus", abi.VFIO_DEVICE_PCI_HOT_RESET, request)
-            return ResetMethod.BUS
-        finally:
-            self._settle()
+    def _set_irqs(self, index: int, start: int, eventfds: Sequence[int]) -> None:
+        """VFIO_DEVICE_SET_IRQS; without eventfds it returns after handlers that were running have ended (free_irq).
 
-    def _bus_is_ours(self) -> bool:
-        """Whether a reset of the bus affects functions of this group only, all of them VFIO's, as the kernel demands.
-
-        Devices of one group are in one session, so a reset of one may reset the others.
+        A positive answer is the number of vectors that the host would give instead (vfio_msi_enable), and nothing is on.
         """
-        header, entry = sizeof(abi.PciHotResetInfo), sizeof(abi.PciDependentDevice)
-        buffer = bytearray(header + _MOST_AFFECTED * entry)
-        buffer[:header] = bytes(abi.PciHotResetInfo(argsz=len(buffer)))
-        try:
-            fcntl.ioctl(self._fd, abi.VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, buffer)
-        except OSError:  # ENODEV: neither slot nor bus can be reset; ENOSPC: too many; EPERM: some have no group
-            return False
-        count = min(abi.PciHotResetInfo.from_buffer_copy(buffer).count, _MOST_AFFECTED)
-        affected = [abi.PciDependentDevice.from_buffer_copy(buffer, header + at * entry) for at in range(count)]
-        return bool(affected) and all(
-            one.group_id == self._group_number
-            and driver_of(str(Bdf(one.segment, one.bus, one.devfn >> 3, one.devfn & 7))) == "vfio-pci"
-            for one in affected
+        data = abi.VFIO_IRQ_SET_DATA_EVENTFD if eventfds else abi.VFIO_IRQ_SET_DATA_NONE
+        flags = data | abi.VFIO_IRQ_SET_ACTION_TRIGGER
+        request = abi.IrqSet(flags=flags, index=index, start=start, count=len(eventfds))
+        gives = self._ioctl(
+            "setting its interrupts", abi.VFIO_DEVICE_SET_IRQS, bytearray(abi.with_fds(request, list(eventfds)))
         )
+        if gives > 0:
+            text = f"{self.spec}: this host gives it {gives} of {len(eventfds)} vectors"
+            raise DeviceError(Error.TOO_MANY_VECTORS, text)
 
-    def map_dma(self, address: int, fd: int, size: int, iova: int) -> None:
-        # type1 maps what lies at an address; the memfd itself is for models.
-        if self._group is None:
-            raise DeviceError(Error.GONE, f"{self.spec}: is not acquired")
-        self._group.map(self, address, size, iova)
+    def _off(self, index: int) -> None:
+        """Off, whoever put it on: a keeper does not know what its worker did."""
+        try:
+            self._set_irqs(index, 0, ())
+        except DeviceError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EINVAL:
+                raise  # and EINVAL means that it was off
+
+    def events(self) -> Mapping[str, int]:
+        if self._events is None:
+            self._events = {}
+            for name in self.description.events:
+                fd = self._events[name] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._set_irqs(EVENTS[name], 0, [fd])
+        return self._events
+
+    def _close_events(self) -> None:
+        for name, fd in (self._events or {}).items():
+            with suppress(DeviceError):  # the last descriptor of the device takes them with it
+                self._off(EVENTS[name])
+            os.close(fd)
+        self._events = None
+
+    # -- reset ------------------------------------------------------------------------------------------------
+
+    def reset(self, method: ResetMethod | None = None) -> ResetMethod:
+        if not self.reset_methods or method not in (None, *self.reset_methods):
+            names = ", ".join(one.name.lower() for one in self.reset_methods) or "none"
+            raise DeviceError(Error.NO_RESET, f"{self.spec}: has no such reset; it has {names}")
+        self.quiesce()  # the kernel saves COMMAND before the reset and restores it after: MASTER must be off before, too
+        failures: list[DeviceError] = []
+        for one in (method,) if method else self.reset_methods:
+            try:
+                self._reset_by(one)
+                return one
+            except DeviceError as failure:
+                failures.append(failure)
+            finally:
+                self.settle()
+        raise DeviceError(failures[0].code, "; ".join(map(str, failures)))
+
+    def _reset_by(self, method: ResetMethod) -> None:
+        if method not in self.description.resets.kernel:
+            self.host.hot_reset()
+            return
+        if self._selected != (method,):
+            self.host.select_reset(method)
+            self._selected = (method,)
+        self._ioctl(f"its reset by {method.name.lower()}", abi.VFIO_DEVICE_RESET, 0)
+
+    def power(self, state: int) -> None:
+        raise not_built(self.spec, f"power state D{state}")
+
+    # -- DMA --------------------------------------------------------------------------------------------------
+
+    def map_dma(self, fd: int, size: int, iova: int) -> None:
+        self.host.map_dma(fd, size, iova)
 
     def unmap_dma(self) -> int:
-        return self._group.unmap(self) if self._group else 0
+        return self.host.unmap_dma()
+
+    def on_close(self, follow: Callable[[], None]) -> None:
+        """Call `follow` when it is closed, after those that were given before."""
+        self._on_close.append(follow)
+
+    # -- the end ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the device; group and container stay open. Idempotent.
+        """Close this descriptor of the device, everything off. Idempotent.
 
-        DeviceError, after all is closed, if a buffer taken of a mapped area still exists (the pages stay mapped until
-        it goes), or if DMA memory was not unmapped.
+        DeviceError (BUSY), after all is closed, if a buffer taken of a mapped area still exists: the pages stay mapped, and
+        the group's container with them, until it goes.
         """
-        in_use = 0
-        if self._fd >= 0:
-            for step in (self.disable_msi, self._settle):
-                with suppress(DeviceError):  # the kernel does the same when the last descriptor is closed
-                    step()
-            in_use = sum(not _unmap(mapping) for mapping in self._mappings)
-            os.close(self._fd)
-        self._forget()
+        if self._fd < 0:
+            return
+        for step in (self.settle, lambda: interrupts_off(self)):
+            with suppress(DeviceError):  # the kernel does the same when the last descriptor is closed
+                step()
+        self._close_events()
+        in_use = sum(not _unmap(mapping) for mapping in self._mappings)
+        self._mappings.clear()
+        self.bars = ()
+        os.close(self._fd)
+        self._fd = -1
         try:
-            self.unmap_dma()
+            for follow in self._on_close:
+                follow()
         finally:
-            self._group = None
-        if in_use:
-            raise DeviceError(Error.BUSY, f"{self.spec}: {in_use} mapped areas of its BARs are still in use here")
+            if in_use:
+                text = f"{self.spec}: {in_use} mapped areas of its BARs are still in use here"
+                raise DeviceError(Error.BUSY, text)
 
-    def shutdown(self) -> None:
+    def _ioctl(self, what: str, request: int, argument: bytearray | int) -> int:
+        if self._fd < 0:
+            raise DeviceError(Error.GONE, f"{self.spec}: is closed")
         try:
-            self.close()
-        finally:
-            self._host.leave(self._group_number, self)
-
-    def _ioctl(self, what: str, request: int, argument: bytes | int) -> None:
-        try:
-            fcntl.ioctl(self._fd, request, argument)
+            return fcntl.ioctl(self._fd, request, argument)
         except OSError as error:
             raise DeviceError(Error.OP_FAILED, f"{self.spec}: {what} failed: {error.strerror}") from error
 
@@ -322,60 +338,3 @@ def _unmap(mapping: mmap.mmap) -> bool:
     except BufferError:
         return False
     return True
-
-
-def bar_flags(config: bytes, index: int) -> BarFlag:
-    """The kind of a BAR, from the low bits of its register. Source: PCI Local Bus 3.0, 6.2.5.1."""
-    register = config[BAR0 + 4 * index]
-    if register & BAR_IO:
-        return BarFlag.IO
-    wide = BarFlag.MEM64 if register & BAR_MEM64 else BarFlag(0)
-    return wide | (BarFlag.PREFETCHABLE if register & BAR_PREFETCHABLE else BarFlag(0))
-
-
-def msix_ranges(config: bytes) -> dict[int, list[tuple[int, int]]]:
-    """For each BAR the (start, end) octets of the MSI-X table and of the pending bits, as the device claims them.
-
-    Source: PCI Local Bus 3.0, 6.8.2. ValueError if the capability does not fit where it stands.
-    """
-    found: dict[int, list[tuple[int, int]]] = {}
-    capability = find_capability(config, CAP_MSIX)
-    if capability is None:
-        return found
-    if capability + 12 > CONFIG_SIZE:
-        raise ValueError(f"its MSI-X capability at {capability:#x} ends outside of the header")
-    vectors = (int.from_bytes(config[capability + 2 : capability + 4], "little") & 0x7FF) + 1
-    for register, size in ((capability + 4, 16 * vectors), (capability + 8, 8 * -(-vectors // 64))):
-        where = int.from_bytes(config[register : register + 4], "little")
-        found.setdefault(where & 7, []).append((where & ~7, (where & ~7) + size))
-    return found
-
-
-def plan_areas(
-    size: int, mappable: Iterable[tuple[int, int]], denied: Iterable[tuple[int, int]], page: int
-) -> list[tuple[int, int, AreaKind]]:
-    """Divide a BAR of `size` octets into (start, end, kind), sorted, without gaps.
-
-    MAPPED are the whole pages of the `mappable` (start, end) ranges that hold nothing `denied`; DENIED is exactly what
-    is `denied`; all else is OWNER. Ranges may reach beyond the BAR.
-    """
-    pages = [(-(-start // page) * page, min(end, size) // page * page) for start, end in mappable]
-    exact = list(denied)
-    spoilt = [(start // page * page, -(-end // page) * page) for start, end in exact]
-    cuts = {edge for part in (*pages, *exact, *spoilt) for edge in part if 0 < edge < size}
-    plan: list[tuple[int, int, AreaKind]] = []
-    for start, end in pairwise(sorted({0, size} | cuts)):
-        if _within(start, exact):
-            kind = AreaKind.DENIED
-        elif _within(start, pages) and not _within(start, spoilt):
-            kind = AreaKind.MAPPED
-        else:
-            kind = AreaKind.OWNER
-        if plan and plan[-1][2] is kind:
-            start = plan.pop()[0]
-        plan.append((start, end, kind))
-    return plan
-
-
-def _within(octet: int, ranges: list[tuple[int, int]]) -> bool:
-    return any(start <= octet < end for start, end in ranges)

@@ -1,190 +1,100 @@
 # SPDX-License-Identifier: MIT
-"""IOMMU groups: which may be used, and one VFIO group with its type1 container for each that is.
+"""One IOMMU group: opened by its keeper, with a fresh type1 container for each session [LIFE-14].
 
-Rules of this file. A group is opened at the first acquire of one of its devices, into a container of its own, and
-stays open, without mappings, until the last device that used it shuts down: a released group falls back to its default
-domain. What cannot be made safe is refused before anything is opened, with the next step in the sentence [DMA-4].
+Between sessions the group stays open without a container: nobody else gets it, and its devices are back in their default
+domain, in which nothing is mapped (an identity domain, in which everything is, is refused). A container can only be taken off
+the group when no descriptor and no mapping of a device is left anywhere: that is how the keeper knows that nobody still
+drives it.
 
-Not here: cdev and iommufd. They would stand beside `Group`, with the methods that ``vfio.VfioDevice`` calls.
+Not here: cdev and iommufd. They would stand beside `Group`, with its methods.
 """
 
 import errno
 import fcntl
 import os
 import resource
-import threading
+import time
+from contextlib import suppress
 from ctypes import c_int32, sizeof
 from pathlib import Path
-from typing import NamedTuple
 
 from pcisplit.back.devices.device import IovaRange
 from pcisplit.back.devices.vfio import abi
+from pcisplit.back.devices.vfio.checks import check_domain, check_interrupts, not_viable, refused
+from pcisplit.back.devices.vfio.mapper import map_by_child
 from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
 from pcisplit.wire import Error
-
-_PCI_DEVICES = Path("/sys/bus/pci/devices")
-_GROUPS = Path("/sys/kernel/iommu_groups")
-_UNSAFE_INTERRUPTS = (
-    Path("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"),
-    Path("/sys/module/iommufd/parameters/allow_unsafe_interrupts"),  # where it stands in for the container
-)
 
 # What VFIO_SET_IOMMU means by EPERM.
 _NO_REMAPPING = (
     ": interrupts are not remapped, so a device could raise any; boot without intremap=off, or use another host"
 )
 
-# Drivers that leave a group usable by VFIO (driver_managed_dma in drivers/pci); a member without a driver does as well.
-_HARMLESS_DRIVERS = ("vfio-pci", "pcieport", "shpchp", "pci-stub")
-
-
-def refused(sentence: str) -> DeviceError:
-    """The error of a device that cannot be opened."""
-    return DeviceError(Error.DEVICE_FAILED, sentence)
-
-
-def find_group(bdf: Bdf) -> int:
-    """The number of a function's IOMMU group. DeviceError if there is no such function, or no IOMMU for it."""
-    function = _PCI_DEVICES / str(bdf)
-    if not function.exists():
-        raise refused(f"{bdf}: this machine has no such PCI function; lspci -D lists those it has")
-    if not (function / "iommu_group").exists():
-        raise refused(
-            f"{bdf}: no IOMMU translates its DMA, so it could reach all of memory; switch VT-d or AMD-Vi on in the"
-            " firmware and boot with intel_iommu=on (AMD: it is on by itself)"
-        )
-    return int((function / "iommu_group").readlink().name)
-
-
-def check_identity(bdf: Bdf, expected: tuple[int, int] | None) -> None:
-    """Refuse, with DeviceError, a function that has not the (vendor, device) ids that the operator named."""
-    if expected is None:
-        return
-    function = _PCI_DEVICES / str(bdf)
-    found = tuple(int((function / name).read_text(), 16) for name in ("vendor", "device"))
-    if found != expected:
-        raise refused(
-            f"{bdf}: is {found[0]:04x}:{found[1]:04x}, not {expected[0]:04x}:{expected[1]:04x}; correct the address or"
-            f" the id= of this device (lspci -D -d {expected[0]:04x}:{expected[1]:04x} finds the one that was meant)"
-        )
-
-
-def check_driver(bdf: Bdf) -> None:
-    """Refuse, with DeviceError and the commands to bind it, a function that vfio-pci does not have."""
-    driver = driver_of(str(bdf))
-    if driver != "vfio-pci":
-        held = f"driver {driver} has it" if driver else "no driver has it"
-        raise refused(f"{bdf}: {held}, and it must be vfio-pci; as root: {_bind_commands(str(bdf))}")
-
-
-def driver_of(name: str) -> str | None:
-    """The driver that has a PCI function, named as in sysfs, or None."""
-    link = _PCI_DEVICES / name / "driver"
-    return link.readlink().name if link.exists() else None
-
-
-def _bind_commands(name: str) -> str:
-    function = _PCI_DEVICES / name
-    unbind = f"echo {name} > {function}/driver/unbind; " if driver_of(name) else ""
-    probe = f"echo {name} > /sys/bus/pci/drivers_probe"
-    return f"modprobe vfio-pci; echo vfio-pci > {function}/driver_override; {unbind}{probe}"
-
-
-def _check_domain(number: int) -> None:
-    """Refuse, with DeviceError, a group whose devices reach all of memory whenever VFIO does not hold it.
-
-    Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups. `type` is of the group's default domain, also while
-    VFIO has put another in its place.
-    """
-    group = _GROUPS / str(number)
-    name, kind = (path.read_text().strip() if path.exists() else "" for path in (group / "name", group / "type"))
-    if name == "vfio-noiommu":
-        raise refused(
-            f"IOMMU group {number}: VFIO's no-IOMMU mode, in which a device reaches all of memory, is not for pcisplit;"
-            " switch on the IOMMU, and load vfio without enable_unsafe_noiommu_mode"
-        )
-    if kind == "identity":
-        raise refused(
-            f"IOMMU group {number}: its default domain is identity: when the backend lets go of it, its devices reach"
-            " all of memory; boot without iommu=pt, or, while no driver has its devices:"
-            f" echo DMA > {group}/type, and bind them to vfio-pci again"
-        )
-
-
-def _check_interrupts() -> None:
-    """Refuse, with DeviceError, a host where devices may forge interrupts. Source: drivers/vfio/vfio_iommu_type1.c."""
-    for parameter in _UNSAFE_INTERRUPTS:
-        if parameter.exists() and parameter.read_text().strip() == "Y":
-            raise refused(
-                "the kernel was told to allow unsafe interrupts: a device could raise any interrupt of the host;"
-                f" as root: echo N > {parameter}, and take allow_unsafe_interrupts out of /etc/modprobe.d"
-            )
-
-
-class _Window(NamedTuple):
-    address: int
-    size: int
-    users: set[object]
+_LET_GO_SECONDS = 1.0  # a descriptor that was just closed may be put by a kernel thread
+_PAUSE_FIRST, _PAUSE_MOST = 0.001, 0.1
 
 
 class Group:
-    """An open VFIO group, in a type1 container of its own. Made and closed by `VfioHost`.
-
-    Devices of one group share its DMA windows: the first to map a window maps it, the last to unmap it unmaps it.
-    """
+    """An IOMMU group that this process owns. ``begin``, devices, ``map``, ``unmap``, ``end``: a session; ``close``: the end."""
 
     def __init__(self, number: int) -> None:
-        """Open both. DeviceError with what to do next."""
+        """Open the group `number`, the N of /dev/vfio/N, for this process alone. DeviceError."""
+        check_domain(number)
+        check_interrupts()
         self.number = number
-        self._windows: dict[int, _Window] = {}
-        self._lock = threading.Lock()
-        self._leaking = ""
-        self._container = self._fd = -1
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+        self._leaking = ""  # why this group must not be used again
+        self._mapped = 0  # octets
+        self._container = -1
+        self._fd = _open(f"/dev/vfio/{number}")
 
-    def _open(self) -> None:
-        _check_domain(self.number)
-        self._container = _open("/dev/vfio/vfio")
-        # Asking for the extension loads the module that has the parameter that _check_interrupts reads.
-        if fcntl.ioctl(self._container, abi.VFIO_GET_API_VERSION) != abi.VFIO_API_VERSION or not fcntl.ioctl(
-            self._container, abi.VFIO_CHECK_EXTENSION, abi.VFIO_TYPE1v2_IOMMU
-        ):
-            raise refused("/dev/vfio/vfio: no type1v2 IOMMU there; as root: modprobe vfio_iommu_type1")
-        _check_interrupts()
-        self._fd = _open(f"/dev/vfio/{self.number}")
+    # -- a session --------------------------------------------------------------------------------------------
+
+    @property
+    def begun(self) -> bool:
+        """Whether a session has it."""
+        return self._container >= 0
+
+    def begin(self) -> None:
+        """A fresh container, with nothing mapped. DeviceError; BUSY while the last session has not ended."""
+        if self.begun:
+            raise DeviceError(Error.BUSY, f"IOMMU group {self.number}: its last session has not ended")
+        if self._leaking:
+            raise refused(f"IOMMU group {self.number}: {self._leaking}; restart the backend")
+        check_domain(self.number)  # again: the operator may have changed it since the last session
+        check_interrupts()
+        container = _open("/dev/vfio/vfio")
+        try:
+            self._attach(container)
+        except BaseException:
+            with suppress(OSError):  # EINVAL: it was not set
+                fcntl.ioctl(self._fd, abi.VFIO_GROUP_UNSET_CONTAINER)
+            os.close(container)
+            raise
+        self._container, self._mapped = container, 0
+
+    def _attach(self, container: int) -> None:
+        if (version := fcntl.ioctl(container, abi.VFIO_GET_API_VERSION)) != abi.VFIO_API_VERSION:
+            raise refused(f"/dev/vfio/vfio: has API version {version}; use a kernel with version 0")
+        for extension in (abi.VFIO_TYPE1v2_IOMMU, abi.VFIO_UNMAP_ALL):
+            if not fcntl.ioctl(container, abi.VFIO_CHECK_EXTENSION, extension):
+                text = f"has no extension {extension} (type1v2 is {abi.VFIO_TYPE1v2_IOMMU}, unmap all is {abi.VFIO_UNMAP_ALL})"
+                raise refused(f"/dev/vfio/vfio: {text}; as root: modprobe vfio_iommu_type1, or use Linux 5.12 or newer")
         status = abi.GroupStatus(argsz=sizeof(abi.GroupStatus))
         fcntl.ioctl(self._fd, abi.VFIO_GROUP_GET_STATUS, status)
         if not status.flags & abi.VFIO_GROUP_FLAGS_VIABLE:
-            raise refused(f"IOMMU group {self.number}: {self._not_viable()}")
+            raise refused(f"IOMMU group {self.number}: {not_viable(self.number)}")
         try:
-            fcntl.ioctl(self._fd, abi.VFIO_GROUP_SET_CONTAINER, bytes(c_int32(self._container)))
-            fcntl.ioctl(self._container, abi.VFIO_SET_IOMMU, abi.VFIO_TYPE1v2_IOMMU)
+            fcntl.ioctl(self._fd, abi.VFIO_GROUP_SET_CONTAINER, bytes(c_int32(container)))
+            fcntl.ioctl(container, abi.VFIO_SET_IOMMU, abi.VFIO_TYPE1v2_IOMMU)
         except OSError as error:
             raise refused(
                 f"IOMMU group {self.number}: the kernel gives it no domain of its own ({error.strerror})"
                 + (_NO_REMAPPING if error.errno == errno.EPERM else "; dmesg may say why")
             ) from error
 
-    def _not_viable(self) -> str:
-        """Which members of the group hold it back, and how to change that."""
-        members = sorted(path.name for path in (_GROUPS / str(self.number) / "devices").iterdir())
-        drivers = {member: driver_of(member) for member in members}
-        held = {member: driver for member, driver in drivers.items() if driver and driver not in _HARMLESS_DRIVERS}
-        if not held:
-            return "somebody else uses it; end the other program that has a device of it"
-        names = ", ".join(f"{member} (driver {driver})" for member, driver in held.items())
-        commands = "; ".join(map(_bind_commands, held))
-        return f"its devices go together, but these are not with vfio-pci: {names}; as root: {commands}"
-
     def device_fd(self, bdf: Bdf) -> int:
-        """A new descriptor of a device of this group. DeviceError."""
-        if self._leaking:
-            raise refused(f"IOMMU group {self.number}: {self._leaking}; restart the backend")
+        """A new descriptor of a device of this group, which has begun. DeviceError."""
         try:
             return int(fcntl.ioctl(self._fd, abi.VFIO_GROUP_GET_DEVICE_FD, bytearray(f"{bdf}\0", "ascii")))
         except OSError as error:
@@ -195,28 +105,45 @@ class Group:
         return [self._fd]
 
     def iova_ranges(self) -> tuple[IovaRange, ...]:
-        """What the IOMMU translates for the devices of this group. OSError, ValueError."""
+        """What the IOMMU translates for the devices of this group, which has begun. OSError, ValueError."""
         info, octets = abi.query(self._container, abi.VFIO_IOMMU_GET_INFO, abi.Type1Info)
         return tuple(IovaRange(first, last) for first, last in abi.iova_ranges(info, octets))
 
-    def map(self, user: object, address: int, size: int, iova: int) -> None:
-        """Let all devices of the group reach `size` octets of this process, at `address`, as `iova`. DeviceError.
+    def end(self) -> None:
+        """Take the container off and close it. Idempotent.
 
-        `user` is the device that asks; a window that another has mapped alike is shared with it.
+        DeviceError (BUSY), and the group still has it, while a descriptor or mapping of a device is left: the caller must not
+        offer its devices again, and may try again. Source: vfio_group_ioctl_unset_container of drivers/vfio/group.c.
         """
-        with self._lock:
-            if window := self._windows.get(iova):
-                if (window.address, window.size) != (address, size):
-                    raise DeviceError(Error.BUSY, f"IOMMU group {self.number}: {iova:#x} is mapped to something else")
-                window.users.add(user)
-                return
-            both = abi.VFIO_DMA_MAP_FLAG_READ | abi.VFIO_DMA_MAP_FLAG_WRITE
-            request = abi.Type1DmaMap(sizeof(abi.Type1DmaMap), both, address, iova, size)
+        if not self.begun:
+            return
+        deadline, pause = time.monotonic() + _LET_GO_SECONDS, _PAUSE_FIRST
+        while True:
             try:
-                fcntl.ioctl(self._container, abi.VFIO_IOMMU_MAP_DMA, request)
+                fcntl.ioctl(self._fd, abi.VFIO_GROUP_UNSET_CONTAINER)
+                break
             except OSError as error:
-                raise DeviceError(Error.OP_FAILED, self._map_failed(error, size, iova)) from error
-            self._windows[iova] = _Window(address, size, {user})
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    what = f"IOMMU group {self.number}: the container of its session cannot be taken off"
+                    raise DeviceError(Error.BUSY, f"{what} ({error.strerror}): {_left_over()}") from error
+            time.sleep(pause)  # the kernel gives no event to wait for
+            pause = min(2 * pause, _PAUSE_MOST)
+        os.close(self._container)
+        self._container, self._mapped = -1, 0
+
+    # -- DMA --------------------------------------------------------------------------------------------------
+
+    def map(self, fd: int, size: int, iova: int) -> None:
+        """Let all devices of the group reach `size` octets of memfd `fd`, from its octet 0 on, at `iova`. DeviceError."""
+        if not self.begun:
+            raise DeviceError(Error.GONE, f"IOMMU group {self.number}: has no session")
+        try:
+            map_by_child(self._container, fd, size, iova)
+        except OSError as error:
+            if error.errno == errno.ETIMEDOUT:
+                self._leaking = f"a mapping of {size} octets of DMA memory at {iova:#x} has not come to an end"
+            raise DeviceError(Error.OP_FAILED, self._map_failed(error, size, iova)) from error
+        self._mapped += size
 
     def _map_failed(self, error: OSError, size: int, iova: int) -> str:
         what = f"IOMMU group {self.number}: mapping {size} octets of DMA memory at {iova:#x} failed"
@@ -224,70 +151,65 @@ class Group:
             return f"{what} ({error.strerror})"
         limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
         locked = "without limit" if limit == resource.RLIM_INFINITY else f"{limit} octets"
-        need = sum(window.size for window in self._windows.values()) + size
         return (
-            f"{what}: it must be locked, {need} octets in all, and this process may lock {locked};"
-            f" raise RLIMIT_MEMLOCK (ulimit -l {-(-need // 1024)} or more, in KiB), or use less DMA memory"
+            f"{what}: they must be locked, and this process may lock {locked};"
+            f" raise RLIMIT_MEMLOCK (ulimit -l {-(-size // 1024)} or more, in KiB), or use less DMA memory"
         )
 
-    def unmap(self, user: object) -> int:
-        """End the user's part in its windows; returns the octets unmapped: of windows that nobody else still uses.
+    def unmap(self) -> int:
+        """Unmap all that is mapped in the container, by whomever; returns the octets.
 
-        DeviceError if the kernel unmapped another size than was mapped; the group can then not be used again.
-        Source: struct vfio_iommu_type1_dma_unmap.
+        DeviceError if they are fewer than were mapped here; the group can then not begin again.
+        Source: VFIO_DMA_UNMAP_FLAG_ALL of struct vfio_iommu_type1_dma_unmap.
         """
-        unmapped, wrong = 0, ""
-        with self._lock:
-            for iova, window in list(self._windows.items()):
-                window.users.discard(user)
-                if window.users:
-                    continue
-                del self._windows[iova]
-                request = abi.Type1DmaUnmap(sizeof(abi.Type1DmaUnmap), 0, iova, window.size)
-                try:
-                    fcntl.ioctl(self._container, abi.VFIO_IOMMU_UNMAP_DMA, request)
-                    if request.size != window.size:
-                        wrong = f"{request.size} of {window.size} octets of DMA memory at {iova:#x} were unmapped"
-                    unmapped += request.size
-                except OSError as error:
-                    wrong = f"{window.size} octets of DMA memory at {iova:#x} were not unmapped ({error.strerror})"
-            if wrong:
-                self._leaking = wrong
-                raise DeviceError(Error.OP_FAILED, f"IOMMU group {self.number}: {wrong}")
-        return unmapped
+        if not self.begun:
+            return 0
+        request = abi.Type1DmaUnmap(sizeof(abi.Type1DmaUnmap), abi.VFIO_DMA_UNMAP_FLAG_ALL, 0, 0)
+        wrong = ""
+        try:
+            fcntl.ioctl(self._container, abi.VFIO_IOMMU_UNMAP_DMA, request)
+            if request.size < self._mapped:
+                wrong = f"{request.size} of {self._mapped} octets of DMA memory were unmapped"
+        except OSError as error:
+            wrong = f"{self._mapped} octets of DMA memory were not unmapped ({error.strerror})"
+        self._mapped = 0
+        if wrong:
+            self._leaking = wrong
+            raise DeviceError(Error.OP_FAILED, f"IOMMU group {self.number}: {wrong}")
+        return request.size
 
     def close(self) -> None:
-        """Give the group back to its default domain. Idempotent."""
+        """Let go of the group, and of the session if one still has it. Idempotent."""
         for fd in (self._fd, self._container):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._container = -1
 
 
-class VfioHost:
-    """The IOMMU groups that this process holds: one object for all VFIO devices of a backend."""
+def _left_over() -> str:
+    """Which processes have a descriptor or a mapping of some VFIO device, as far as this one may look."""
+    holders = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if _holds_device(process):
+                name = (process / "comm").read_text().strip()
+                holders.append(f"{process.name} ({name.encode('unicode_escape').decode()})")
+    who = (
+        f"one of the processes {', '.join(holders)}"
+        if holders
+        else "no process that can be seen here, perhaps a socket,"
+    )
+    return f"{who} still holds a descriptor or a mapping of a device of it"
 
-    def __init__(self) -> None:
-        self._groups: dict[int, tuple[Group, set[object]]] = {}
-        self._lock = threading.Lock()
 
-    def enter(self, number: int, user: object) -> Group:
-        """The group of this number, opened if need be; it stays open until every user has left. DeviceError."""
-        with self._lock:
-            if number not in self._groups:
-                self._groups[number] = (Group(number), set())
-            group, users = self._groups[number]
-            users.add(user)
-            return group
-
-    def leave(self, number: int, user: object) -> None:
-        """Take the user out of the group; the last one closes it. Idempotent."""
-        with self._lock:
-            group, users = self._groups.get(number, (None, set()))
-            users.discard(user)
-            if group and not users:
-                del self._groups[number]
-                group.close()
+def _holds_device(process: Path) -> bool:
+    if "anon_inode:[vfio-device]" in (process / "maps").read_text():
+        return True
+    for entry in (process / "fd").iterdir():
+        with suppress(OSError):
+            if os.readlink(entry) == "anon_inode:[vfio-device]":
+                return True
+    return False
 
 
 _OPENING_FAILED = {

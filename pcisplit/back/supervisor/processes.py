@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""The supervisor's side of the other processes: ask, be asked, hear news, kill, know that one has ended."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from pcisplit.back.channel import (
+    FDS_MAX,
+    MESSAGE_MAX,
+    ChannelClosed,
+    ChannelError,
+    Message,
+    answer,
+    close_all,
+    failure,
+    make_pair,
+    pack,
+    received_fds,
+    request,
+    result_of,
+    rights,
+    unpack_untrusted,
+)
+from pcisplit.errors import DeviceError
+from pcisplit.wire import Error
+
+_log = structlog.get_logger("pcisplit")
+
+#: Answers one request of the other process. Raises DeviceError with what it is told.
+Handler = Callable[[Message], Awaitable[dict[str, Any]]]
+#: Hears one piece of news of the other process.
+Listener = Callable[[Message], None]
+
+
+class Line:
+    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall and die."""
+
+    SEND_SECONDS = 2.0
+
+    def __init__(self, end: socket.socket, name: str) -> None:
+        end.setblocking(False)
+        self._end = trio.socket.from_stdlib_socket(end)
+        self.name = name
+        self.handlers: dict[str, Handler] = {}
+        self.listeners: dict[str, Listener] = {}
+        self.gone = trio.Event()
+        self.problem = ""  #: why it ended, if the other side broke the rules
+        self._waiting: dict[int, trio.MemorySendChannel[tuple[Message, list[int]]]] = {}
+        self._last = 0
+        self._sending = trio.Lock()
+
+    async def ask(
+        self, do: str, seconds: float, fds: Sequence[int] = (), **arguments: Any
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Ask and wait for the answer: what it says, and descriptors that are the caller's to close.
+
+        Raises DeviceError: the other side's own, TIMEOUT after `seconds`, GONE when it has ended.
+        """
+        self._last += 1
+        ident = self._last
+        send, receive = trio.open_memory_channel[tuple[Message, list[int]]](1)
+        self._waiting[ident] = send
+        try:
+            with trio.fail_after(seconds):
+                await self._send(request(ident, do, **arguments), fds)
+                message, brought = await receive.receive()
+        except trio.TooSlowError:
+            raise DeviceError(Error.TIMEOUT, f"{self.name} did not {do} within {seconds:g} s") from None
+        except (trio.EndOfChannel, ChannelClosed):
+            raise DeviceError(Error.GONE, f"{self.name} ended{self._because()} when asked to {do}") from None
+        finally:
+            self._waiting.pop(ident, None)
+            with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                close_all(receive.receive_nowait()[1])
+            receive.close()
+        try:
+            return result_of(message), brought
+        except DeviceError:
+            close_all(brought)
+            raise
+
+    def _because(self) -> str:
+        return f" ({self.problem})" if self.problem else ""
+
+    async def tell(self, what: str, **arguments: Any) -> None:
+        """News for the other side. Nothing happens if it is gone."""
+        with contextlib.suppress(ChannelClosed):
+            await self._send({"tell": what, **arguments})
+
+    async def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        data = pack(message)
+        async with self._sending:
+            try:
+                with trio.fail_after(self.SEND_SECONDS):
+                    await self._end.sendmsg([data], rights(fds))
+            except trio.TooSlowError:
+                self._break(f"took no message for {self.SEND_SECONDS:g} s")
+                raise ChannelClosed(self.name) from None
+            except (OSError, trio.ClosedResourceError):
+                self._break("")
+                raise ChannelClosed(self.name) from None
+
+    async def run(self) -> None:
+        """Read until the other side is gone or says what is no message. ``gone`` is set then."""
+        async with trio.open_nursery() as nursery:
+            try:
+                while True:
+                    data, ancillary, _, _ = await self._end.recvmsg(
+                        MESSAGE_MAX + 1, socket.CMSG_SPACE(4 * FDS_MAX), socket.MSG_CMSG_CLOEXEC
+                    )
+                    fds = received_fds(ancillary)
+                    if not data:
+                        close_all(fds)
+                        break
+                    self._take_untrusted(nursery, data, fds)
+            except ChannelError as problem:
+                self._break(f"it said what is no message: {problem}")
+            except (OSError, trio.ClosedResourceError):
+                pass
+            finally:
+                self._break("")
+            nursery.cancel_scope.cancel()
+
+    def _take_untrusted(self, nursery: trio.Nursery, data: bytes, fds: list[int]) -> None:
+        try:
+            message = unpack_untrusted(data)
+            if "ok" in message or "error" in message:
+                waiting = self._waiting.pop(message["id"], None)
+                if waiting is not None:
+                    waiting.send_nowait((message, fds))
+                    return
+                close_all(fds)  # late, or never asked for
+                return
+            close_all(fds)  # only answers bring any
+            if "tell" in message:
+                if (listener := self.listeners.get(message["tell"])) is not None:
+                    listener(message)
+                return
+            nursery.start_soon(self._answer, message)
+        except (ChannelError, KeyError, TypeError, ValueError) as problem:
+            close_all(fds)
+            raise ChannelError(str(problem)) from None
+
+    async def _answer(self, message: Message) -> None:
+        handler = self.handlers.get(message["do"])
+        reply: Message
+        try:
+            if handler is None:
+                raise DeviceError(Error.NOT_IMPLEMENTED, "the supervisor does nothing of that name")
+            reply = answer(message["id"], **await handler(message))
+        except DeviceError as problem:
+            reply = failure(message["id"], problem.code, str(problem))
+        except (KeyError, TypeError, ValueError) as problem:
+            reply = failure(message["id"], Error.BAD_REQUEST, repr(problem))
+        with contextlib.suppress(ChannelClosed):
+            await self._send(reply)
+
+    def _break(self, why: str) -> None:
+        if why and not self.problem:
+            self.problem = why
+        for waiting in self._waiting.values():
+            waiting.close()
+        self._waiting.clear()
+        self.gone.set()
+
+    def close(self) -> None:
+        self._end.close()
+        self._break("")
+
+
+class Process:
+    """One process that the zygote forked for us."""
+
+    def __init__(self, line: Line, pid: int, pidfd: int) -> None:
+        self.line, self.pid, self.pidfd = line, pid, pidfd
+        self.status: int | None = None  #: as of waitpid, when the zygote has told us
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is dead, as the kernel says."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def wait_ended(self, seconds: float) -> bool:
+        """Whether it is dead within so many seconds. One in uninterruptible sleep is not, even after SIGKILL."""
+        with trio.move_on_after(seconds):
+            while not self.ended:
+                await trio.lowlevel.wait_readable(self.pidfd)
+        return self.ended
+
+    def forget(self) -> None:
+        """Let go of it; whether it is dead is no longer our business."""
+        self.line.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Zygote:
+    """Asks the zygote for processes. ``run`` must be at work; when it returns no process can be had any more."""
+
+    FORK_SECONDS = 5.0
+
+    def __init__(self, end: socket.socket) -> None:
+        self.line = Line(end, "the zygote")
+        self.line.listeners["exited"] = self._exited
+        self._living: dict[int, Process] = {}
+
+    def _exited(self, message: Message) -> None:
+        if (process := self._living.pop(message["pid"], None)) is not None:
+            process.status = message["status"]
+
+    async def fork(self, nursery: trio.Nursery, kind: str, name: str) -> Process:
+        """A new process of `kind`; its line is read in `nursery`. Raises DeviceError, OSError (no descriptor left)."""
+        ours, theirs = make_pair()
+        pidfds: list[int] = []
+        try:
+            with theirs:
+                said, pidfds = await self.line.ask("fork", self.FORK_SECONDS, [theirs.fileno()], kind=kind)
+            if len(pidfds) != 1:  # the kernel drops what does not fit into our table
+                raise DeviceError(Error.QUOTA, f"no descriptor is left for {name}")
+        except BaseException:
+            close_all(pidfds)
+            ours.close()
+            raise
+        process = Process(Line(ours, name), said["pid"], pidfds[0])
+        self._living[process.pid] = process
+        nursery.start_soon(process.line.run)
+        return process

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: MIT
+"""One session as the supervisor has it: the descriptors, the worker, the keepers of its devices; opened, watched, ended.
+
+The supervisor maps nothing of it and touches no device. What a worker says is hostile input; what counts for the host's safety
+is what the keepers did after the worker was dead.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from pcisplit import wire
+from pcisplit.back.channel import Message, close_all
+from pcisplit.back.devices.device import IovaRange
+from pcisplit.back.devices.vfio.describe import Description
+from pcisplit.back.host import dma, resources
+from pcisplit.back.host.windows import host_pci_windows
+from pcisplit.back.log import PeerLog, escape
+from pcisplit.back.supervisor.keepers import Keeper, Keepers
+from pcisplit.back.supervisor.processes import Process, Zygote
+from pcisplit.back.supervisor.registry import Entry, Peer
+from pcisplit.back.supervisor.uids import WorkerUids
+from pcisplit.back.teardown import Step
+from pcisplit.errors import DeviceError, known_error
+from pcisplit.messages import Hello, Need
+from pcisplit.wire import Error, VectorMode
+
+OPEN_SECONDS = 10.0  #: for the worker to open: it maps and compiles; resets are the keepers'
+SEAL_SECONDS = 2.0
+CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
+STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
+KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class House:
+    """What all sessions of a backend share."""
+
+    zygote: Zygote
+    keepers: Keepers
+    uids: WorkerUids
+    log: PeerLog
+    dma_limit: int
+    spin: float
+    allow_no_reset: bool
+
+
+class Session:
+    """Call ``open``, ``serve``, and ``close`` whatever happened."""
+
+    def __init__(
+        self, number: int, hello: Hello, peer: Peer, entries: Sequence[Entry], needs: Sequence[Need], house: House
+    ) -> None:
+        self.number, self.hello, self.peer, self.entries = number, hello, peer, list(entries)
+        self.since = time.time()
+        self.driver = escape(hello.driver)
+        self.features = hello.features & wire.BUILT
+        self.reason = Error.SUCCESS
+        self.steps: list[Step] = []
+        self.refusals: dict[str, dict[str, int]] = {}
+        self.over = trio.Event()  #: torn down to the end
+        self.worker: Process | None = None
+        self._needs, self._house = list(needs), house
+        self._keepers: list[Keeper] = []
+        self._held: list[int] = []  # descriptors of ours, until the front has its own
+        self._f2b = -1
+        self._uid: int | None = None
+        self._said: Message | None = None  # the worker's last word
+        self._ending = trio.Event()  # it is over for the worker, or for us
+        self._heard = trio.Event()  # the worker's last word
+        self._connected = trio.Event()
+        self._log = structlog.get_logger("pcisplit").bind(session=number)
+
+    @property
+    def name(self) -> str:
+        return f"session {self.number}"
+
+    # -- opening ----------------------------------------------------------------------------------------------
+
+    async def open(self, nursery: trio.Nursery) -> tuple[bytes, list[int]]:
+        """Acquire everything. Returns the boot-info block and the descriptors of the reply. Raises DeviceError, OSError."""
+        house = self._house
+        self._uid = house.uids.take()
+        worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
+        worker.line.listeners |= {
+            "over": self._worker_over,
+            "log": self._worker_log,
+            "connected": self._front_connected,
+        }
+        worker.line.handlers |= {
+            "initialised": self._seal,
+            "hot_reset": self._by_keeper,
+            "select_reset": self._by_keeper,
+        }
+        functions, device_fds = await self._acquire(nursery, worker)
+        made = self._make(functions)
+        size, iova = await self._map(functions, made.dma)
+        try:
+            said, _ = await worker.line.ask(
+                "open",
+                OPEN_SECONDS,
+                [*made.all(), *device_fds],
+                number=self.number,
+                features=int(self.features),
+                minor=min(self.hello.minor, wire.MINOR),
+                spin=house.spin,
+                uid=self._uid,
+                dma_size=size,
+                dma_iova=iova,
+                devices=[self._order(index, function) for index, function in enumerate(functions)],
+            )
+            boot_info = base64.b64decode(said["boot_info"], validate=True)
+        finally:
+            self._drop(device_fds)
+        resources.seal_b2f(made.b2f)
+        self._drop([made.ring])
+        self._f2b = made.f2b
+        direct = [
+            fd
+            for need, vectors in zip(self._needs, made.vectors, strict=True)
+            for fd in vectors
+            if need.mode is VectorMode.DIRECT
+        ]
+        fds = [made.f2b, made.b2f, made.kick, made.rung, *([made.dma] if size else []), *direct]
+        if len(fds) > wire.MAX_FDS:
+            text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
+            raise DeviceError(Error.TOO_MANY_VECTORS, text)
+        return boot_info, fds
+
+    async def _acquire(self, nursery: trio.Nursery, worker: Process) -> tuple[list[Mapping[str, Any]], list[int]]:
+        """What each function is, as its keeper or its model says; and the descriptors of those that have one."""
+        functions: dict[str, Mapping[str, Any]] = {}
+        descriptors: dict[str, int] = {}
+        groups: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            if "bdf" in entry.what:
+                groups.setdefault(entry.device.group, []).append(entry)
+            else:
+                functions[entry.name] = model_facts(entry)
+        for group, entries in groups.items():
+            keeper = await self._house.keepers.get(nursery, group)
+            self._keepers.append(keeper)
+            said, fds = await keeper.open(worker, [entry.what for entry in entries])
+            self._held += fds
+            for entry, function, fd in zip(entries, said, fds, strict=True):
+                functions[entry.name], descriptors[entry.name] = hardware_facts(function), fd
+        return [functions[e.name] for e in self.entries], [
+            descriptors[e.name] for e in self.entries if e.name in descriptors
+        ]
+
+    def _make(self, functions: Sequence[Mapping[str, Any]]) -> resources.Resources:
+        counts = []
+        for entry, need, function in zip(self.entries, self._needs, functions, strict=True):
+            has = min(function["msi"], 1)
+            wanted = has if need.vectors == wire.ALL_VECTORS else need.vectors
+            if wanted > has:
+                raise DeviceError(Error.TOO_MANY_VECTORS, too_many(entry.name, has, wanted, function))
+            counts.append(wanted)
+        size = dma.round_size(self._house.dma_limit if self.hello.dma_bytes == wire.DMA_ALL else self.hello.dma_bytes)
+        memory = dma.create_memory(size)[0] if size else -1
+        made = resources.create(counts, memory)
+        self._held += [*made.all(), made.rung]
+        return made
+
+    async def _map(self, functions: Sequence[Mapping[str, Any]], memory: int) -> tuple[int, int]:
+        """Place the window and let the hardware reach it; models do so themselves. Returns size and IOVA."""
+        if memory < 0:
+            return 0, 0
+        size = os.fstat(memory).st_size
+        bits = min(self.hello.dma_bits, *(function["dma_bits"] for function in functions))
+        ranges = [[IovaRange(*pair) for pair in function["iova_ranges"]] for function in functions]
+        after = max(entry.dma_after for entry in self.entries)
+        iova = dma.place(size, bits, ranges, host_pci_windows(), after)
+        for entry in self.entries:
+            entry.dma_after = iova + size
+        for keeper in self._keepers:
+            await keeper.map(memory, size, iova)
+        return size, iova
+
+    def _order(self, index: int, function: Mapping[str, Any]) -> dict[str, Any]:
+        entry, need = self.entries[index], self._needs[index]
+        has = min(function["msi"], 1)
+        vectors = has if need.vectors == wire.ALL_VECTORS else need.vectors
+        what = {"vfio": function["vfio"]} if "vfio" in function else dict(entry.what)
+        shared = any(other.device.group == entry.device.group for other in self.entries if other is not entry)
+        return {"name": entry.name, "vectors": vectors, "mode": int(need.mode), "shared": shared, "what": what}
+
+    def _drop(self, fds: Sequence[int]) -> None:
+        """Close those of our descriptors that others have now; never one twice."""
+        close_all([fd for fd in fds if fd in self._held])
+        self._held = [fd for fd in self._held if fd not in fds]
+
+    def replied(self) -> None:
+        """The front has its descriptors on their way: all we need is f2b, for its last seals."""
+        self._drop([fd for fd in self._held if fd != self._f2b])
+
+    # -- what the worker says ---------------------------------------------------------------------------------
+
+    def _worker_over(self, message: Message) -> None:
+        self._said = message
+        self._heard.set()
+        self._ending.set()
+
+    def _front_connected(self, message: Message) -> None:
+        self._connected.set()
+
+    def _worker_log(self, message: Message) -> None:
+        """A line of the worker's log, as limited and escaped as if the front had written it."""
+        level = message["level"] if message["level"] in ("info", "warning", "error") else "warning"
+        fields = {
+            escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(str(value), 2000)
+            for key, value in list(message["fields"].items())[:12]
+        }
+        for ours in ("uid", "event", "level", "session"):
+            fields.pop(ours, None)
+        self._house.log(self.peer.uid, escape(str(message["event"])), level, session=self.number, **fields)
+
+    async def _seal(self, message: Message) -> dict[str, Any]:
+        """The front has mapped f2b: it gets its last seals, by a process that may hang in it [REG-3]."""
+        if self._f2b < 0:
+            raise DeviceError(Error.BUSY, "f2b is sealed already")
+        fd, self._f2b = self._f2b, -1
+        async with trio.open_nursery() as nursery:
+            sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+            try:
+                await sealer.line.ask("seal", SEAL_SECONDS, [fd])
+            except DeviceError as problem:
+                raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
+            finally:
+                sealer.kill()
+                sealer.forget()
+                self._drop([fd])
+                nursery.cancel_scope.cancel()
+        return {}
+
+    async def _by_keeper(self, message: Message) -> dict[str, Any]:
+        """What only the keeper of a device may do; the device must be of this session."""
+        entry = self.entries[message["device"]]
+        keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
+        if keeper is None:
+            raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
+        return await keeper.serve(entry.what, message)
+
+    # -- the control plane ------------------------------------------------------------------------------------
+
+    async def stats(self, seconds: float) -> dict[str, Any]:
+        """What the worker counts, of the form of ``stats_untrusted``; empty if it does not say so in time."""
+        if self.worker is None:
+            return {}
+        try:
+            said, fds = await self.worker.line.ask("stats", seconds)
+            close_all(fds)
+            return stats_untrusted(said, [entry.name for entry in self.entries])
+        except (DeviceError, KeyError, TypeError, ValueError, AttributeError):
+            return {}
+
+    async def dump(self, name: str, hardware: bool, seconds: float) -> str:
+        """Configuration space of a device, in hexadecimal. Raises DeviceError."""
+        if self.worker is None:
+            raise DeviceError(Error.BUSY, f"{self.name} is being opened; try again")
+        index = [entry.name for entry in self.entries].index(name)
+        said, fds = await self.worker.line.ask("dump", seconds, device=index, hardware=hardware)
+        close_all(fds)
+        octets = said.get("octets")
+        if not isinstance(octets, str) or len(octets) not in (512, 8192) or not set(octets) <= set("0123456789abcdef"):
+            raise DeviceError(Error.OP_FAILED, f"the worker of {self.name} did not give configuration space")
+        return octets
+
+    # -- serving ----------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Until the worker says that it is over, or is gone, or ``end`` was called."""
+        assert self.worker is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_connecting)
+            nursery.start_soon(self._watch_worker)
+            await self._ending.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _watch_connecting(self) -> None:
+        with trio.move_on_after(CONNECT_SECONDS):
+            await self._connected.wait()
+        if not self._connected.is_set():
+            self.end(Error.TIMEOUT)
+
+    async def _watch_worker(self) -> None:
+        assert self.worker is not None
+        await self.worker.line.gone.wait()
+        self._ending.set()
+
+    def end(self, reason: Error) -> None:
+        """End it from our side: the front hung up (SUCCESS), broke a rule, or the operator wants the device."""
+        if self.reason is Error.SUCCESS:
+            self.reason = reason
+        self._ending.set()
+
+    # -- ending -----------------------------------------------------------------------------------------------
+
+    async def close(self) -> dict[str, str]:
+        """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name. Never raises."""
+        try:
+            if self.worker is not None:
+                await self._end_worker(self.worker)
+            unreset = await self._finish()
+        finally:
+            self._drop(list(self._held))
+            if self.worker is None or self.worker.ended:
+                self._house.uids.give(self._uid)
+            if self.worker is not None:
+                self.worker.forget()
+            self.over.set()
+        return unreset
+
+    async def _end_worker(self, worker: Process) -> None:
+        """It says what it has to say, or is killed."""
+        if self._said is None:
+            with trio.move_on_after(STOP_SECONDS), contextlib.suppress(DeviceError):
+                await worker.line.ask("stop", STOP_SECONDS, reason=int(self.reason))
+                await first_of(self._heard, worker.line.gone)
+        self._believe_untrusted(worker)
+        if not await worker.wait_ended(1.0 if self._said else 0.0):
+            if not self._said:
+                self.steps.append(Step("worker", "", "", f"{self._fate(worker)}; killed"))
+            worker.kill()
+            if not await worker.wait_ended(KILL_SECONDS):
+                self.steps.append(
+                    Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
+                )
+        elif not self._said:
+            self.steps.append(Step("worker", "", "", self._fate(worker)))
+
+    def _fate(self, worker: Process) -> str:
+        if worker.line.problem:
+            return worker.line.problem
+        if worker.ended:
+            return "died" if worker.status is None else f"died: {describe_status(worker.status)}"
+        return f"did not end within {STOP_SECONDS:g} s"
+
+    def _believe_untrusted(self, worker: Process) -> None:
+        """Take the worker's last word for the log, as far as it has the form; nothing is decided by it but of models."""
+        said = self._said
+        if said is None:
+            if self.reason is Error.SUCCESS and worker.line.problem:
+                self.reason = Error.OP_FAILED
+            return
+        try:
+            reason = known_error(int(said["reason"]))
+            steps = [Step(*(escape(str(text), 240) for text in step)) for step in said["steps"][:100]]
+            refusals = {
+                escape(str(name), 67): {escape(str(rule), 30): int(count) for rule, count in rules.items()}
+                for name, rules in list(said["refusals"].items())[: wire.MAX_DEVICES]
+            }
+            unreset = {str(spec): escape(str(why), 240) for spec, why in said["unreset"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            self.steps.append(Step("worker", "", "", f"its report is none: {escape(repr(problem))}"))
+            self._said = {"unreset": {}}
+            return
+        if self.reason is Error.SUCCESS:
+            self.reason = reason
+        self.steps += steps
+        self.refusals = {name: rules for name, rules in refusals.items() if rules}
+        self._said = {"unreset": unreset}
+
+    async def _finish(self) -> dict[str, str]:
+        """The keepers' safe order, and what models tell of themselves."""
+        quarantined: dict[str, str] = {}
+        for keeper in self._keepers:
+            steps, unreset = await keeper.finish()
+            self.steps += steps
+            for entry in self.entries:
+                if entry.device.group == keeper.group:
+                    why = unreset.get(entry.device.spec) or unreset.get("")
+                    if why and (unreset.get("") or not self._house.allow_no_reset):
+                        quarantined[entry.name] = why
+        unreset = (self._said or {}).get("unreset", {})
+        for entry in self.entries:
+            if "bdf" in entry.what or self._house.allow_no_reset:
+                continue
+            why = unreset.get(entry.device.spec)
+            if self._said is None and not model_facts(entry)["resettable"]:
+                why = "it has no reset, and its worker did not end well"
+            if why:
+                quarantined[entry.name] = why
+        return quarantined
+
+
+def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A worker's counters: whole numbers under short names, and nothing else. KeyError, TypeError, ValueError."""
+
+    def numbers(table: Any) -> dict[str, int]:
+        return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
+
+    devices: list[dict[str, Any]] = [
+        {"name": name, "counters": numbers(device["counters"]), "refused": numbers(device["refused"])}
+        for name, device in zip(names, said["devices"], strict=True)
+    ]
+    refused: dict[str, int] = {}
+    for device in devices:
+        for rule, count in device["refused"].items():
+            refused[rule] = refused.get(rule, 0) + count
+    return {
+        "state": escape(str(said["state"]), 20),
+        "session": numbers(said["session"]),
+        "refused": refused,
+        "devices": devices,
+    }
+
+
+async def first_of(*events: trio.Event) -> None:
+    """Wait until one of them is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)
+
+
+def hardware_facts(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a keeper found out of a function, in the same words as ``model_facts``."""
+    known = Description.from_json(description)
+    return {
+        "vfio": description,
+        "msi": known.interrupts.msi,
+        "msix": known.interrupts.msix,
+        "dma_bits": 64,  # a PCI function does not say how many it has
+        "iova_ranges": known.iova_ranges,
+        "resettable": bool(known.resets.methods),
+    }
+
+
+def model_facts(entry: Entry) -> dict[str, Any]:
+    """What is known of a model before it is made."""
+    model: Any = entry.device
+    return {
+        "msi": model.interrupts.msi,
+        "msix": model.interrupts.msix,
+        "dma_bits": model.dma_bits,
+        "iova_ranges": model.iova_ranges,
+        "resettable": bool(model.reset_methods),
+    }
+
+
+def too_many(name: str, has: int, wanted: int, function: Mapping[str, Any]) -> str:
+    """The sentence of a refusal for vectors [MEET-17]."""
+    text = f"{name} has {has} vectors, the front asks for {wanted}"
+    if not has and function["msix"]:
+        return f"{text}: it has MSI-X only ({function['msix']} vectors), which this back has not built; ask for none and poll"
+    return f"{text}; ask for {has or 'none'}"
+
+
+def describe_status(status: int) -> str:
+    """A status of waitpid, in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit code {os.WEXITSTATUS(status)}"
