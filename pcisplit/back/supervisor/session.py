@@ -25,7 +25,7 @@ from pcisplit.back.host import dma, resources
 from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import PeerLog, escape
 from pcisplit.back.supervisor.keepers import Keeper, Keepers
-from pcisplit.back.supervisor.processes import Process, Zygote
+from pcisplit.back.supervisor.processes import Line, Process, Zygote
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.back.teardown import Step
@@ -38,6 +38,10 @@ SEAL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
 STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
+REAP_SECONDS = 1.0  #: for the zygote to tell how a dead one died
+
+#: What is raised over a worker's words that have not the form they should: int() of 1e999, str() of deep nests, ...
+UNLIKE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Session:
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
+        self._asking = trio.Lock()
         self._log = structlog.get_logger("pcisplit").bind(session=number)
 
     @property
@@ -90,16 +95,7 @@ class Session:
         house = self._house
         self._uid = house.uids.take()
         worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
-        worker.line.listeners |= {
-            "over": self._worker_over,
-            "log": self._worker_log,
-            "connected": self._front_connected,
-        }
-        worker.line.handlers |= {
-            "initialised": self._seal,
-            "hot_reset": self._by_keeper,
-            "select_reset": self._by_keeper,
-        }
+        self.hear(worker.line)
         functions, device_fds = await self._acquire(nursery, worker)
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
@@ -117,7 +113,10 @@ class Session:
                 dma_iova=iova,
                 devices=[self._order(index, function) for index, function in enumerate(functions)],
             )
-            boot_info = base64.b64decode(said["boot_info"], validate=True)
+            boot_info = base64.b64decode(str(said.get("boot_info")), validate=True)
+        except (DeviceError, ValueError) as problem:
+            code = problem.code if isinstance(problem, DeviceError) else Error.OP_FAILED
+            raise DeviceError(code, escape(str(problem), 1000)) from None
         finally:
             self._drop(device_fds)
         resources.seal_b2f(made.b2f)
@@ -134,6 +133,11 @@ class Session:
             text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
             raise DeviceError(Error.TOO_MANY_VECTORS, text)
         return boot_info, fds
+
+    def hear(self, line: Line) -> None:
+        """What a worker may say, and who takes it."""
+        line.listeners |= {"over": self._worker_over, "log": self._worker_log, "connected": self._front_connected}
+        line.handlers |= {"initialised": self._seal, "hot_reset": self._by_keeper, "select_reset": self._by_keeper}
 
     async def _acquire(self, nursery: trio.Nursery, worker: Process) -> tuple[list[Mapping[str, Any]], list[int]]:
         """What each function is, as its keeper or its model says; and the descriptors of those that have one."""
@@ -205,6 +209,8 @@ class Session:
     # -- what the worker says ---------------------------------------------------------------------------------
 
     def _worker_over(self, message: Message) -> None:
+        if self._heard.is_set():
+            return  # the first word is its last: what was made of that may be in use already
         self._said = message
         self._heard.set()
         self._ending.set()
@@ -216,38 +222,49 @@ class Session:
         """A line of the worker's log, as limited and escaped as if the front had written it."""
         level = message["level"] if message["level"] in ("info", "warning", "error") else "warning"
         fields = {
-            escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(str(value), 2000)
+            escape(key, 30): value
+            if isinstance(value, int) and abs(value) < 1 << 64
+            else escape(text_untrusted(value), 2000)
             for key, value in list(message["fields"].items())[:12]
         }
         for ours in ("uid", "event", "level", "session"):
             fields.pop(ours, None)
-        self._house.log(self.peer.uid, escape(str(message["event"])), level, session=self.number, **fields)
+        self._house.log(self.peer.uid, escape(text_untrusted(message["event"])), level, session=self.number, **fields)
 
     async def _seal(self, message: Message) -> dict[str, Any]:
         """The front has mapped f2b: it gets its last seals, by a process that may hang in it [REG-3]."""
         if self._f2b < 0:
             raise DeviceError(Error.BUSY, "f2b is sealed already")
         fd, self._f2b = self._f2b, -1
-        async with trio.open_nursery() as nursery:
-            sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+        problem: DeviceError | OSError | None = None
+        async with trio.open_nursery() as nursery:  # out of which an exception would come as a group
             try:
-                await sealer.line.ask("seal", SEAL_SECONDS, [fd])
-            except DeviceError as problem:
-                raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
+                sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+                try:
+                    await sealer.line.ask("seal", SEAL_SECONDS, [fd])
+                finally:
+                    sealer.kill()
+                    sealer.forget()
+            except (DeviceError, OSError) as raised:
+                problem = raised
             finally:
-                sealer.kill()
-                sealer.forget()
                 self._drop([fd])
                 nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}")
         return {}
 
     async def _by_keeper(self, message: Message) -> dict[str, Any]:
         """What only the keeper of a device may do; the device must be of this session."""
-        entry = self.entries[message["device"]]
+        index = message["device"]
+        if type(index) is not int or not 0 <= index < len(self.entries):
+            raise DeviceError(Error.BAD_REQUEST, f"{self.name} has no such device")
+        entry = self.entries[index]
         keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
         if keeper is None:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
-        return await keeper.serve(entry.what, message)
+        async with self._asking:  # one at a time: the keeper has to be free when the session ends
+            return await keeper.serve(entry.what, message)
 
     # -- the control plane ------------------------------------------------------------------------------------
 
@@ -259,7 +276,7 @@ class Session:
             said, fds = await self.worker.line.ask("stats", seconds)
             close_all(fds)
             return stats_untrusted(said, [entry.name for entry in self.entries])
-        except (DeviceError, KeyError, TypeError, ValueError, AttributeError):
+        except (DeviceError, *UNLIKE):
             return {}
 
     async def dump(self, name: str, hardware: bool, seconds: float) -> str:
@@ -308,7 +325,13 @@ class Session:
         """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name. Never raises."""
         try:
             if self.worker is not None:
-                await self._end_worker(self.worker)
+                try:
+                    await self._end_worker(self.worker)
+                except Exception:  # a bug of ours; the devices are put in order all the same
+                    structlog.get_logger("pcisplit").exception(
+                        "session failed; please report this", session=self.number
+                    )
+                    self.worker.kill()
             unreset = await self._finish()
         finally:
             self._drop(list(self._held))
@@ -327,14 +350,16 @@ class Session:
                 await first_of(self._heard, worker.line.gone)
         self._believe_untrusted(worker)
         if not await worker.wait_ended(1.0 if self._said else 0.0):
-            if not self._said:
-                self.steps.append(Step("worker", "", "", f"{self._fate(worker)}; killed"))
+            fate = "goes on living after its last word" if self._said else self._fate(worker)
+            self.steps.append(Step("worker", "", "", f"{fate}; killed"))
             worker.kill()
             if not await worker.wait_ended(KILL_SECONDS):
                 self.steps.append(
                     Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
                 )
         elif not self._said:
+            with trio.move_on_after(REAP_SECONDS):
+                await worker.reaped.wait()
             self.steps.append(Step("worker", "", "", self._fate(worker)))
 
     def _fate(self, worker: Process) -> str:
@@ -353,13 +378,15 @@ class Session:
             return
         try:
             reason = known_error(int(said["reason"]))
-            steps = [Step(*(escape(str(text), 240) for text in step)) for step in said["steps"][:100]]
+            steps = [Step(*(escape(text_untrusted(text), 240) for text in step)) for step in said["steps"][:100]]
             refusals = {
-                escape(str(name), 67): {escape(str(rule), 30): int(count) for rule, count in rules.items()}
+                escape(name, 67): {
+                    escape(rule, 30): int(count) & (1 << 64) - 1 for rule, count in list(rules.items())[:64]
+                }
                 for name, rules in list(said["refusals"].items())[: wire.MAX_DEVICES]
             }
-            unreset = {str(spec): escape(str(why), 240) for spec, why in said["unreset"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            unreset = {spec: escape(text_untrusted(why), 240) for spec, why in said["unreset"].items()}
+        except UNLIKE as problem:
             self.steps.append(Step("worker", "", "", f"its report is none: {escape(repr(problem))}"))
             self._said = {"unreset": {}}
             return
@@ -392,8 +419,15 @@ class Session:
         return quarantined
 
 
+def text_untrusted(value: Any) -> str:
+    """A scalar of a worker's message as text. TypeError for what contains others: its text would be as deep as it is."""
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return str(value)
+
+
 def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A worker's counters: whole numbers under short names, and nothing else. KeyError, TypeError, ValueError."""
+    """A worker's counters: whole numbers under short names, and nothing else. Raises one of UNLIKE."""
 
     def numbers(table: Any) -> dict[str, int]:
         return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
