@@ -122,11 +122,16 @@ class Keeper:
     # -- what only we can do for a worker ---------------------------------------------------------------------
 
     def _hot_reset(self, message: Message, fds: list[int]) -> Result:
-        self._functions[message["bdf"]].host.hot_reset()
+        self._function(message).host.hot_reset()
         return {}, []
 
+    def _function(self, message: Message) -> VfioFunction:
+        if message["bdf"] not in self._functions:  # the session is over, and its worker asked in its last moment
+            raise DeviceError(Error.GONE, f"{message['bdf']} is in no session")
+        return self._functions[message["bdf"]]
+
     def _select_reset(self, message: Message, fds: list[int]) -> Result:
-        function, method = self._functions[message["bdf"]], ResetMethod(message["method"])
+        function, method = self._function(message), ResetMethod(message["method"])
         if method not in function.reset_methods:
             raise DeviceError(Error.NO_RESET, f"{function.spec}: has no reset by {method.name.lower()}")
         function.host.select_reset(method)

@@ -16,7 +16,8 @@ from pcisplit.back.teardown import Step
 from pcisplit.errors import known_error
 from pcisplit.wire import Error
 
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+#: int() of 1e999, str() of what is nested deeper than json.loads minds, ...
+MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 _STEPS = 100  #: of a teardown; 16 devices need fewer
 _FIELDS = 12  #: of a log line
 _COUNTERS = 64
@@ -35,13 +36,13 @@ def report_untrusted(said: Message) -> Report:
     """``over``."""
     return Report(
         reason=known_error(int(said["reason"])),
-        steps=[Step(*(escape(str(text), 240) for text in step)) for step in said["steps"][:_STEPS]],
+        steps=[Step(*(escape(_text(text), 240) for text in step)) for step in said["steps"][:_STEPS]],
         refusals={
             escape(str(name), wire.NAME_MAX): _numbers(rules)
             for name, rules in list(said["refusals"].items())[: wire.MAX_DEVICES]
             if rules
         },
-        unreset={str(name): escape(str(why), 240) for name, why in list(said["unreset"].items())[: wire.MAX_DEVICES]},
+        unreset={str(name): escape(_text(why), 240) for name, why in list(said["unreset"].items())[: wire.MAX_DEVICES]},
     )
 
 
@@ -49,12 +50,12 @@ def log_untrusted(said: Message) -> tuple[str, str, dict[str, Any]]:
     """A line of the log: level, event, fields."""
     level = said["level"] if said["level"] in ("info", "warning", "error") else "warning"
     fields = {
-        escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(str(value), 2000)
+        escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(_text(value), 2000)
         for key, value in list(said["fields"].items())[:_FIELDS]
     }
     for ours in ("uid", "event", "level", "session"):
         fields.pop(ours, None)
-    return level, escape(str(said["event"])), fields
+    return level, escape(_text(said["event"])), fields
 
 
 def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, 
         for rule, count in device["refused"].items():
             refused[rule] = refused.get(rule, 0) + count
     return {
-        "state": escape(str(said["state"]), 20),
+        "state": escape(_text(said["state"]), 20),
         "session": _numbers(said["session"]),
         "refused": refused,
         "devices": devices,
@@ -81,6 +82,13 @@ def octets_untrusted(said: Mapping[str, Any]) -> str:
     if not isinstance(octets, str) or len(octets) not in (512, 8192) or not set(octets) <= set("0123456789abcdef"):
         raise ValueError("not configuration space")
     return octets
+
+
+def _text(value: Any) -> str:
+    """A scalar as text. TypeError for what contains others: its text would be as deep as it is."""
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    return str(value)
 
 
 def _numbers(table: Any) -> dict[str, int]:

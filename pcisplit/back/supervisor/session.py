@@ -24,7 +24,7 @@ from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import PeerLog, escape
 from pcisplit.back.supervisor.facts import hardware_facts, model_facts, too_many
 from pcisplit.back.supervisor.keepers import Keeper, Keepers
-from pcisplit.back.supervisor.processes import Process, Zygote
+from pcisplit.back.supervisor.processes import Line, Process, Zygote
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.report import (
     MALFORMED,
@@ -45,6 +45,10 @@ SEAL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
 STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
+REAP_SECONDS = 1.0  #: for the zygote to tell how a dead one died
+
+#: What is raised over a worker's words that have not the form they should: int() of 1e999, str() of deep nests, ...
+UNLIKE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Session:
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
+        self._asking = trio.Lock()
         self._log = structlog.get_logger("pcisplit").bind(session=number)
 
     @property
@@ -100,16 +105,7 @@ class Session:
         house = self._house
         self._uid = house.uids.take()
         worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
-        worker.line.listeners |= {
-            "over": self._worker_over,
-            "log": self._worker_log,
-            "connected": self._front_connected,
-        }
-        worker.line.handlers |= {
-            "initialised": self._seal,
-            "hot_reset": self._by_keeper,
-            "select_reset": self._by_keeper,
-        }
+        self.hear(worker.line)
         functions, device_fds = await self._acquire(nursery, worker)
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
@@ -127,7 +123,10 @@ class Session:
                 dma_iova=iova,
                 devices=[self._order(index, function) for index, function in enumerate(functions)],
             )
-            boot_info = base64.b64decode(said["boot_info"], validate=True)
+            boot_info = base64.b64decode(str(said.get("boot_info")), validate=True)
+        except (DeviceError, ValueError) as problem:
+            code = problem.code if isinstance(problem, DeviceError) else Error.OP_FAILED
+            raise DeviceError(code, escape(str(problem), 1000)) from None
         finally:
             self._drop(device_fds)
         resources.seal_b2f(made.b2f)
@@ -144,6 +143,11 @@ class Session:
             text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
             raise DeviceError(Error.TOO_MANY_VECTORS, text)
         return boot_info, fds
+
+    def hear(self, line: Line) -> None:
+        """What a worker may say, and who takes it."""
+        line.listeners |= {"over": self._worker_over, "log": self._worker_log, "connected": self._front_connected}
+        line.handlers |= {"initialised": self._seal, "hot_reset": self._by_keeper, "select_reset": self._by_keeper}
 
     async def _acquire(self, nursery: trio.Nursery, worker: Process) -> tuple[list[Mapping[str, Any]], list[int]]:
         """What each function is, as its keeper or its model says; and the descriptors of those that have one."""
@@ -215,6 +219,8 @@ class Session:
     # -- what the worker says ---------------------------------------------------------------------------------
 
     def _worker_over(self, message: Message) -> None:
+        if self._heard.is_set():
+            return  # the first word is its last: what was made of that may be in use already
         self._said = message
         self._heard.set()
         self._ending.set()
@@ -232,26 +238,35 @@ class Session:
         if self._f2b < 0:
             raise DeviceError(Error.BUSY, "f2b is sealed already")
         fd, self._f2b = self._f2b, -1
-        async with trio.open_nursery() as nursery:
-            sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+        problem: DeviceError | OSError | None = None
+        async with trio.open_nursery() as nursery:  # out of which an exception would come as a group
             try:
-                await sealer.line.ask("seal", SEAL_SECONDS, [fd])
-            except DeviceError as problem:
-                raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
+                sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+                try:
+                    await sealer.line.ask("seal", SEAL_SECONDS, [fd])
+                finally:
+                    sealer.kill()
+                    sealer.forget()
+            except (DeviceError, OSError) as raised:
+                problem = raised
             finally:
-                sealer.kill()
-                sealer.forget()
                 self._drop([fd])
                 nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}")
         return {}
 
     async def _by_keeper(self, message: Message) -> dict[str, Any]:
         """What only the keeper of a device may do; the device must be of this session."""
-        entry = self.entries[message["device"]]
+        index = message["device"]
+        if type(index) is not int or not 0 <= index < len(self.entries):
+            raise DeviceError(Error.BAD_REQUEST, f"{self.name} has no such device")
+        entry = self.entries[index]
         keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
         if keeper is None:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
-        return await keeper.serve(entry.what, message)
+        async with self._asking:  # one at a time: the keeper has to be free when the session ends
+            return await keeper.serve(entry.what, message)
 
     # -- the control plane ------------------------------------------------------------------------------------
 
@@ -313,7 +328,13 @@ class Session:
         """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name. Never raises."""
         try:
             if self.worker is not None:
-                await self._end_worker(self.worker)
+                try:
+                    await self._end_worker(self.worker)
+                except Exception:  # a bug of ours; the devices are put in order all the same
+                    structlog.get_logger("pcisplit").exception(
+                        "session failed; please report this", session=self.number
+                    )
+                    self.worker.kill()
             unreset = await self._finish()
         finally:
             self._drop(list(self._held))
@@ -332,14 +353,16 @@ class Session:
                 await first_of(self._heard, worker.line.gone)
         self._believe_untrusted(worker)
         if not await worker.wait_ended(1.0 if self._said else 0.0):
-            if not self._said:
-                self.steps.append(Step("worker", "", "", f"{self._fate(worker)}; killed"))
+            fate = "goes on living after its last word" if self._said else self._fate(worker)
+            self.steps.append(Step("worker", "", "", f"{fate}; killed"))
             worker.kill()
             if not await worker.wait_ended(KILL_SECONDS):
                 self.steps.append(
                     Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
                 )
         elif not self._said:
+            with trio.move_on_after(REAP_SECONDS):
+                await worker.reaped.wait()
             self.steps.append(Step("worker", "", "", self._fate(worker)))
 
     def _fate(self, worker: Process) -> str:
