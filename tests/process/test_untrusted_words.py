@@ -128,7 +128,7 @@ value = st.recursive(
     max_leaves=8,
 )
 OVER = {"tell": "over", "reason": 0, "steps": [["reset", "edu", "", ""]], "refusals": {"edu0": {"rule": 1}}}
-OVER["unreset"] = {REGISTRY.entries["edu0"].device.spec: "because"}
+OVER["unreset"] = {"edu0": "because"}
 GOOD: list[dict[str, Any]] = [
     OVER,
     {"tell": "log", "level": "info", "event": "what happened", "fields": {"a": 1, "b": "text"}},
