@@ -216,7 +216,6 @@ QUIET static void device_records(unsigned index)
     ((struct pcisplit_boot_bar *)record(PCISPLIT_RECORD_BAR, 0, index))->size = 1 << 20;
 }
 
-// A sound block of `most` records at most, or fewer; the rest of the room is for records of the fuzzer.
 QUIET static void sound_block(void)
 {
     region_record(PCISPLIT_REGION_F2B, F2B_SIZE);
