@@ -67,6 +67,8 @@ static void fill_request(union pcs_slot *made)
     } else if (r->op != PCISPLIT_OP_BAR_READ) {
         r->length = (uint32_t)take_number();
         r->bulk = (uint32_t)take_number();
+        if (where & 0x10)
+            r->bulk = PCISPLIT_BULK_SIZE - r->length + take8(); // about the end of the area
         if (where & 0x20)
             r->length &= ~7u, r->bulk &= ~7u;
     }
@@ -78,11 +80,8 @@ static int ring_is_full(void)
     return run.prod - back->req_cons >= PCISPLIT_REQUEST_SLOTS || run.due >= PCISPLIT_REQUEST_SLOTS * 2;
 }
 
-static void write_request(void)
+static void publish_request(union pcs_slot made)
 {
-    union pcs_slot made;
-
-    fill_request(&made);
     if (ring_is_full() || *due(run.next_id))
         return;
     made.request.id = run.next_id;
@@ -93,6 +92,16 @@ static void write_request(void)
     run.next_id++;
     memcpy(slot(run.prod++), &made, sizeof made);
     pcisplit_store(&front()->req_prod, run.prod);
+}
+
+// `kinds` of requests, each `times` over.
+static void write_requests(unsigned kinds, unsigned times)
+{
+    for (union pcs_slot made; kinds; kinds--) {
+        fill_request(&made);
+        for (unsigned n = times; n; n--)
+            publish_request(made);
+    }
 }
 
 static void take_responses(unsigned most)
@@ -149,9 +158,8 @@ static int step(void)
     uint8_t what = take8();
 
     switch (what & 0x0f) {
-    case 0: case 1: case 2:
-        for (unsigned n = (what >> 4) + 1u; n; n--)
-            write_request();
+    case 0: case 1: case 2: // many at once, to fill rings and queues
+        write_requests((what & 0x0f) == 2 ? 1 : (what >> 4) + 1u, (what & 0x0f) == 2 ? (what >> 4) * 20u + 1 : 1);
         edge(host.kick_fd);
         return 1;
     case 3:
@@ -255,6 +263,8 @@ int fuzz_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout
     (void)epoll;
     if (timeout && !run.cut)
         MUST(run.s->responses.prod_pvt == run.s->responses.published && run.s->events.prod_pvt == run.s->events.published);
+    MUST(run.s->requests.prod_seen - run.s->requests.cons_pvt <= PCISPLIT_REQUEST_SLOTS);
+    MUST(run.s->responses.prod_pvt - run.s->responses.cons_seen <= PCISPLIT_RESPONSE_SLOTS);
     if (timeout > 0 && run.draining)
         run.now += (uint64_t)timeout * 1000000;
     run.in_step = 1;
