@@ -139,9 +139,27 @@ def test_an_impostor_is_told_apart(impostor: Path) -> None:
 
 
 def test_no_backend_at_all(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["--socket", str(tmp_path / "nothing")])
+    done = CliRunner().invoke(main, ["--socket", str(tmp_path / "nothing"), "--wait", "0"])
     assert done.exit_code == 1
     assert "no first session" in done.output
+
+
+def test_a_backend_that_is_just_starting_is_waited_for(tmp_path: Path) -> None:
+    """Nothing there, then a leftover that nobody listens at, then a backend."""
+    path = tmp_path / "socket"
+    kit = subprocess.Popen(
+        [sys.executable, "-m", "pcisplit.conformance", "--socket", str(path), "--case", "nop"], stdout=subprocess.PIPE
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as leftover:
+        leftover.bind(str(path))
+    path.unlink()
+    backend = serve(tmp_path)
+    next(backend)
+    try:
+        output, _ = kit.communicate(timeout=60)
+    finally:
+        next(backend, None)
+    assert kit.returncode == 0, output
 
 
 def test_command_line(target: Target) -> None:

@@ -140,10 +140,13 @@ def report_text(results: list[Result], width: int | None = None) -> str:
 
 @click.command()
 @click.option("--socket", "path", required=True, help="The socket of the backend under test.")
+@click.option(
+    "--wait", default=10.0, show_default=True, metavar="SECONDS", help="For the socket to be there and listen."
+)
 @click.option("--device", "devices", multiple=True, metavar="NAME", help="Use this device; repeat. Default: all.")
 @click.option("--case", "pattern", default="*", show_default=True, help="Only cases whose name matches this pattern.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def main(path: str, devices: tuple[str, ...], pattern: str, as_json: bool) -> None:
+def main(path: str, wait: float, devices: tuple[str, ...], pattern: str, as_json: bool) -> None:
     """Prove that the backend behind a socket keeps the specification, clause by clause.
 
     The backend must serve at least one device that nobody uses; some cases need a register model: edu (1234:11e8) or
@@ -152,7 +155,7 @@ def main(path: str, devices: tuple[str, ...], pattern: str, as_json: bool) -> No
     import pcisplit.conformance  # noqa: F401  (registers the cases)
 
     try:
-        target = Target(path, list(devices))
+        target = Target(path, list(devices), wait=wait)
     except (Violation, Refused, OSError) as problem:
         raise click.ClickException(f"no first session at {path}: {_told(problem)}") from None
 

@@ -70,12 +70,15 @@ class Offered(NamedTuple):
 class Target:
     """A socket and the devices behind it; ``device`` is the one that the running case shall use."""
 
-    def __init__(self, path: str, names: list[str] | None = None) -> None:
+    def __init__(self, path: str, names: list[str] | None = None, *, wait: float = 0) -> None:
+        """Meet each device once. A backend that does not listen yet is waited for `wait` seconds; then OSError."""
         self.path = path
+        self._patience = time.monotonic() + wait
         self.traits = frozenset({"root"} if os.geteuid() == 0 else ())
         self.devices = [self._probe(name) for name in names or self._names()]
         self.device = self.devices[0]
         self._turn = 0
+        self._patience = 0.0
 
     def fit(self, case: Case) -> None:
         """Choose a device for `case`, each fitting one in turn. Raises NotRun with what is missing."""
@@ -93,8 +96,16 @@ class Target:
         return [device for device in self.devices if device is not self.device]
 
     def dial(self) -> Peer:
-        """A connection on which nothing was said yet."""
-        return Peer(self.path)
+        """A connection on which nothing was said yet. A socket that is not there, or that nobody listens at, may be one of a
+        backend that is just starting, until it was met once.
+        """
+        while True:
+            try:
+                return Peer(self.path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() >= self._patience:
+                    raise
+                time.sleep(0.005)
 
     def want(self, device: Offered | None = None) -> Want:
         """The device record that asks for `device` (or the case's own) with its vectors."""
@@ -106,7 +117,7 @@ class Target:
         octets = hello(**fields) if everything else hello(*(wants or (self.want(),)), **fields)
         deadline = time.monotonic() + DEADLINE
         while True:
-            peer = Peer(self.path)
+            peer = self.dial()
             try:
                 return peer.meet(octets)
             except Refused as refusal:
