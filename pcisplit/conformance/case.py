@@ -92,6 +92,10 @@ NOT_OBSERVABLE = {
     "THR-10": "a region whose size is sealed cannot be cut, and a hole in it harms only on a machine without memory",
     "THR-12": "how the backend shares its CPUs is not on the wire",
     "THR-11": "what a lock that a peer holds keeps waiting is inside the backend",
+    **dict.fromkeys(
+        ("THR-13", "THR-14", "THR-15", "THR-16", "THR-17"), "which processes a backend is made of " + _INSIDE
+    ),
+    "THR-18": "needs a failure inside the backend that a peer cannot cause",
     "ORD-2": "needs a device that is parked for a time the peer can choose",
     "ORD-15": "allows, and demands nothing",
     "LIFE-9": "the processes of the backend are not on the wire",
