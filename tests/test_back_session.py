@@ -21,20 +21,11 @@ from pcisplit.errors import AccessError, DeviceError, SessionGone
 from pcisplit.messages import Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
-from pcisplit.wire import FRONT_HEADER, Error, Op, ResetMethod, State
+from pcisplit.wire import Error, Op, ResetMethod, State
+from tests.offsets import offset_of
 from tests.pair import Pair, Recorder
 
 MEM_MASTER = pci.COMMAND_MEM | pci.COMMAND_MASTER
-
-
-def offset_of(name: str) -> int:
-    """Octets from the start of the front header to a field."""
-    at = 0
-    for field in FRONT_HEADER.subcons:
-        if field.name == name:
-            return at
-        at += field.sizeof()
-    raise KeyError(name)
 
 
 # -- teardown ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pcisplit.ring.region import create_region
 from pcisplit.vectors import BOOT
 from pcisplit.wire import Direction, Error, Op, RecordKind, State
 from tests.liar import RSP_PROD, Liar
-from tests.test_back_session import offset_of
+from tests.offsets import offset_of
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from pcisplit.messages import Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import BACK_HEADER, BULK_SIZE, DeviceState, Error, Op
+from tests.offsets import offset_of
 from tests.pair import Pair, Recorder
 
 DEADLINE = 20.0
@@ -35,12 +36,6 @@ def device_of(pair: Pair, index: int = 0) -> RemoteDevice:
     remote = pair.front.acquire(f"dev{index}")
     remote.config.write16(pci.COMMAND, pci.COMMAND_MEM | pci.COMMAND_MASTER)
     return remote
-
-
-def offset_of(record: Any, name: str) -> int:
-    """Octets from the start of a record to a field."""
-    before = itertools.takewhile(lambda field: field.name != name, record.subcons)
-    return sum(int(field.sizeof()) for field in before)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -66,7 +61,7 @@ def test_a_call_is_done_in_the_owners_thread_and_its_exception_is_the_callers() 
     with Pair(Recorder()) as pair:
         owner = pair.back.owners[0]
         threads = {owner.call(lambda o: (threading.get_ident(), o.doing), DEADLINE, "look") for _ in range(3)}
-        assert threads == {(pair._threads[1].ident, "look")}
+        assert threads == {(pair.back._threads[0].ident, "look")}
         assert owner.call(lambda o: o.call(lambda _: "inner", 0.0, "inner"), DEADLINE, "outer") == "inner"
 
         def fail(_: Owner) -> None:
@@ -278,7 +273,7 @@ def test_holding_does_not_outlast_a_loop_that_ends_meanwhile() -> None:
         device_of(pair)
         b2f = pair.front._maps[1]
         assert b2f is not None
-        words, at = Words(b2f), offset_of(BACK_HEADER, "requests")
+        words, at = Words(b2f), offset_of("requests", BACK_HEADER)
         before, begun, done = words.load(at), threading.Event(), threading.Event()
 
         def hold(owner: Owner) -> None:

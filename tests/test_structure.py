@@ -235,7 +235,7 @@ def keeper_of(worker: subprocess.Popen[bytes]) -> tuple[Keeper, Watched]:
 @pytest.mark.clause("THR-17", "LIFE-10")
 def test_a_keeper_touches_the_device_when_the_worker_is_dead(worker: subprocess.Popen[bytes]) -> None:
     keeper, device = keeper_of(worker)
-    done, unreset = keeper.finish()
+    done, unclean, unreset = keeper.finish()
     assert [step.name for step in done.steps] == [
         "worker dead",
         "master off",
@@ -243,7 +243,7 @@ def test_a_keeper_touches_the_device_when_the_worker_is_dead(worker: subprocess.
         "interrupts off",
         "reset",
     ]
-    assert not done.problems and not unreset
+    assert not done.problems and not unclean and not unreset
     assert device.done == [("config_write", False), ("reset", False)]
     device.close()
 
@@ -255,10 +255,13 @@ def test_a_worker_that_does_not_die_costs_the_device(
     monkeypatch.setattr(keeper_main, "KILL_SECONDS", 0.01)
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *_: None)  # as in uninterruptible sleep
     keeper, device = keeper_of(worker)
-    done, unreset = keeper.finish()
-    assert "does not die" in unreset[""], "none of the group's devices is offered again"
+    done, unclean, unreset = keeper.finish()
+    assert "does not die" in unclean and not unreset, "none of the group's devices is offered again"
     assert [step.name for step in done.problems] == ["worker dead"]
     assert ("reset", True) in device.done, "the order is done all the same"
+    monkeypatch.undo()
+    done, unclean, _ = keeper.finish()
+    assert not unclean and device.done[-1] == ("reset", False), "and once more when it is dead"
     device.close()
 
 

@@ -16,23 +16,14 @@ from pcisplit import pci
 from pcisplit.messages import Request, Response
 from pcisplit.ring import region
 from pcisplit.ring.words import Words
-from pcisplit.wire import BULK_SIZE, FRONT_HEADER, PAGE_SIZE, Op, State
+from pcisplit.wire import BULK_SIZE, PAGE_SIZE, Op, State
+from tests.offsets import offset_of
 
 region.F2B_SEALS = 0  # before the back imports it: the stand-in
 
 from tests.pair import Pair, Recorder  # noqa: E402
 
 DEADLINE = 10.0
-
-
-def offset_of(name: str) -> int:
-    """Octets from the start of the front header to a field."""
-    at = 0
-    for field in FRONT_HEADER.subcons:
-        if field.name == name:
-            return at
-        at += field.sizeof()
-    raise KeyError(name)
 
 
 class RawFront:

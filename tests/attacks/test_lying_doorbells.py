@@ -21,6 +21,7 @@ from pcisplit.front import Session
 from pcisplit.messages import Response
 from pcisplit.wire import Op, VectorMode
 from tests.liar import DMA, KICK, RUNG, Liar
+from tests.offsets import offset_of
 
 LIMIT = 10.0  #: seconds; what is tried has a deadline of 0.05 s
 
@@ -196,6 +197,9 @@ def test_a_back_that_answers_what_nobody_asked_without_end(liar: Liar, call: int
 
     def answer() -> None:
         nonlocal number
+        taken = int.from_bytes(liar.f2b[offset_of("rsp_cons") :][:4], "little")
+        if number - taken > 128:  # a ring that is full of them would be another lie, found at once
+            return
         liar.answer(number, *[Response(Op.NOP, 0xDEAD0000, 0, 1)] * 4)
         number += 4
 
