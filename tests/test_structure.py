@@ -86,6 +86,7 @@ def test_every_thread_of_a_worker_is_in_the_filter(backend: Backend) -> None:
         ]
         assert len(threads) >= 4, "main, serve, owner, control"
         assert {(thread["Seccomp"].strip(), thread["NoNewPrivs"].strip()) for thread in threads} == {("2", "1")}
+        assert {thread[kind].strip() for thread in threads for kind in ("CapEff", "CapPrm", "CapInh")} == {"0" * 16}
 
 
 #: A process that locks itself up as a worker does and then tries what an exploited one would: prints a name and errno each.
@@ -232,10 +233,10 @@ def keeper_of(worker: subprocess.Popen[bytes]) -> tuple[Keeper, Watched]:
     return keeper, device
 
 
-@pytest.mark.clause("THR-17", "LIFE-10")
+@pytest.mark.clause("THR-17", "LIFE-9", "LIFE-10")
 def test_a_keeper_touches_the_device_when_the_worker_is_dead(worker: subprocess.Popen[bytes]) -> None:
     keeper, device = keeper_of(worker)
-    done, unreset = keeper.finish()
+    done, unclean, unreset = keeper.finish()
     assert [step.name for step in done.steps] == [
         "worker dead",
         "master off",
@@ -243,22 +244,27 @@ def test_a_keeper_touches_the_device_when_the_worker_is_dead(worker: subprocess.
         "interrupts off",
         "reset",
     ]
-    assert not done.problems and not unreset
+    assert not done.problems and not unclean and not unreset
     assert device.done == [("config_write", False), ("reset", False)]
     device.close()
 
 
-@pytest.mark.clause("THR-17", "LIFE-12")
+@pytest.mark.clause("THR-17", "LIFE-9")
 def test_a_worker_that_does_not_die_costs_the_device(
     worker: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_main, "KILL_SECONDS", 0.01)
     monkeypatch.setattr(signal, "pidfd_send_signal", lambda *_: None)  # as in uninterruptible sleep
     keeper, device = keeper_of(worker)
-    done, unreset = keeper.finish()
-    assert "does not die" in unreset[""], "none of the group's devices is offered again"
+    done, unclean, _ = keeper.finish()
+    assert "does not die" in unclean, "none of the group's devices is offered again"
     assert [step.name for step in done.problems] == ["worker dead"]
     assert ("reset", True) in device.done, "the order is done all the same"
+    worker.kill()
+    worker.wait()
+    done, unclean, _ = keeper.finish()
+    assert not unclean, "and once more, when it has died"
+    assert device.done[-1] == ("reset", False)
     device.close()
 
 
