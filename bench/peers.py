@@ -114,8 +114,8 @@ class CFront:
         self._socket.setblocking(False)
         regions = [info.region(index) for index in (RegionIndex.F2B, RegionIndex.B2F)]
         bells = {bell.index: self._fds[bell.fd] for bell in info.doorbells}
-        kick, pipe = bells[Direction.FRONT_TO_BACK], bells[Direction.BACK_TO_FRONT]
-        fds = [*(self._fds[region.fd] for region in regions), kick, pipe, self._socket.fileno()]
+        kick, bell = bells[Direction.FRONT_TO_BACK], bells[Direction.BACK_TO_FRONT]
+        fds = [*(self._fds[region.fd] for region in regions), kick, bell, self._socket.fileno()]
         sizes = (ctypes.c_uint64 * 2)(*(region.size for region in regions))
         error = ctypes.c_int(0)
         raw = self._rows.rows_open(

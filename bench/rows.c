@@ -195,7 +195,7 @@ static int attach(struct rows *r, const void *boot_info, size_t length, const in
     return error ? error : fill_registers(r);
 }
 
-// `fds`: f2b, b2f, kick, pipe, socket; `sizes` of the first two. Turns decode on and fills the registers. NULL on failure.
+// `fds`: f2b, b2f, kick, bell, socket; `sizes` of the first two. Turns decode on and fills the registers. NULL on failure.
 struct rows *rows_open(const void *boot_info, size_t length, const int *fds, const uint64_t *sizes, int *error)
 {
     struct rows *r = calloc(1, sizeof *r);

@@ -71,9 +71,12 @@ def test_nothing_is_slept_for() -> None:
         r"^0x10000ed$",
         r"^1 interrupt, 3628800$",
         r"rule \d+|denied",
+        r"^edu0 +model:edu +\S+ +in session +1",
+        r"^edu0 is detached",
+        r"^the session is gone",
         r"^[1-9]\d* passed, 0 not run, 0 failed$",
     ],
-    ids=["identification", "interrupt", "refusal", "kit"],
+    ids=["identification", "interrupt", "refusal", "list", "detach", "front", "kit"],
 )
 def test_the_examples_say_what_they_should(output: str, line: str) -> None:
     assert re.search(line, output, re.M), output

@@ -86,13 +86,13 @@ def case_no_lost_wakeup(target: Target) -> None:
 def case_kick_for_each_index(target: Target) -> None:
     """A front that sleeps is kicked by the response's index alone."""
     with target.session() as peer:
-        pipe = peer.fd(Direction.BACK_TO_FRONT)
+        bell = peer.fd(Direction.BACK_TO_FRONT)
         for _ in range(200):
-            while select.select([pipe], [], [], 0)[0]:
-                os.read(pipe, 65536)
+            while select.select([bell], [], [], 0)[0]:
+                os.read(bell, 65536)
             peer.store("sleeping", 1)
             peer.publish(peer.slot(Op.NOP))
-            expect(bool(select.select([pipe], [], [], DEADLINE)[0]), "a kick with the response", "nothing")
+            expect(bool(select.select([bell], [], [], DEADLINE)[0]), "a kick with the response", "nothing")
             until(lambda: peer.back("rsp_prod") != peer.rsp_cons, "a response behind the kick")
             peer.store("sleeping", 0)
             peer.take()

@@ -240,12 +240,12 @@ class Peer:
             self.store("sleeping", 0)
 
     def _sleep(self, left: float, ready: Callable[[], bool], what: str) -> None:
-        pipe = self.fd(Direction.BACK_TO_FRONT)
+        bell = self.fd(Direction.BACK_TO_FRONT)
         sock = self.sock.fileno()
-        rung, _, _ = select.select([pipe, sock], [], [], max(left, 0))
+        rung, _, _ = select.select([bell, sock], [], [], max(left, 0))
         if not rung:
             fail(f"a kick for {what}", "the change without a kick" if ready() else "nothing before the deadline")
-        rang = pipe not in rung or bool(os.read(pipe, 65536))
+        rang = bell not in rung or bool(os.read(bell, 65536))
         if (sock in rung or not rang) and not ready():
             raise Gone(what, self.reason)
 

@@ -269,11 +269,11 @@ def _table(name: str) -> int:
 class CoreServe:
     """One ``struct pcs_serve``. `offsets`: of requests, responses, events, bulk-in, bulk-out."""
 
-    def __init__(self, f2b: mmap.mmap, b2f: mmap.mmap, offsets: tuple[int, ...], kick: int, pipe: int) -> None:
+    def __init__(self, f2b: mmap.mmap, b2f: mmap.mmap, offsets: tuple[int, ...], kick: int, bell: int) -> None:
         if not (prefault(f2b) and prefault(b2f)):
             raise MemoryError("no memory for the shared regions of another session")
         self._views = [ffi.from_buffer("uint8_t[]", f2b), ffi.from_buffer("uint8_t[]", b2f)]
-        self.raw: Any = lib.pcs_serve_new(*self._views, ffi.new("uint64_t[]", offsets), kick, pipe)
+        self.raw: Any = lib.pcs_serve_new(*self._views, ffi.new("uint64_t[]", offsets), kick, bell)
         if self.raw == ffi.NULL:
             raise OSError("no epoll, eventfd or memory for another session: raise the limit of open files (ulimit -n)")
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The serve loop: take requests, execute or hand to a owner, answer, sleep, wake. One thread per session runs it in one
+// The serve loop: take requests, execute or hand to an owner, answer, sleep, wake. One thread per session runs it in one
 // call without the GIL; it comes back when Python must decide. It does no access that can sleep.
 //
 // Waiting: it spins for `spin_ns` after the last work, then says that it sleeps, looks once more and waits in epoll for

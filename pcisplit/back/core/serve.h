@@ -4,8 +4,11 @@
  *
  *   execute.c       one request: the checks in their order [ERR-2], then the access or the verdict "owner"
  *   config_table.c  configuration space, compiled by Python to per-octet tables
- *   owner.c          where Python does what can sleep, one owner per device; the device is parked meanwhile
- *   serve.c         the loop: take, execute, answer, sleep, wake; doorbells and interrupts
+ *   owner.c         the owners: who does what can sleep, one per device, which is parked meanwhile; hold and release
+ *   access.c        an owner's accesses to BARs, in turns and slices, without Python
+ *   serve.c         the loop: take, execute, answer, sleep, wake
+ *   doorbell.c      kicks in both directions, interrupts relayed, doorbells that cry wolf
+ *   session.c       making and freeing all this, while no loop runs
  *
  * Python decides, C moves: everything in `struct pcs_device` is filled in by Python before the loop starts. The front can
  * write anything at any time into f2b; it is mapped read-only and read through pcisplit_ring.h alone.

@@ -59,7 +59,7 @@ class ModelDevice:
         self._irq_lock = threading.Lock()
         self._open = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._worker: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
         self.stopping = threading.Event()  #: set when the device is closed: whatever waits, stops
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ class ModelDevice:
             self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
             self._reset_config()
             self._power_on()
-            worker = threading.Thread(target=self._work, name=self.spec, daemon=True)
-            worker.start()
+            thread = threading.Thread(target=self._work, name=self.spec, daemon=True)
+            thread.start()
         except BaseException:
             self.close()  # no thread, no memory: the next session may have them
             raise
-        self._worker = worker
+        self._thread = thread
         return self
 
     def _reset_config(self) -> None:
@@ -98,10 +98,10 @@ class ModelDevice:
 
     def close(self) -> None:
         self.stopping.set()
-        if self._worker is not None:
+        if self._thread is not None:
             self._jobs.put(None)
-            self._worker.join()
-            self._worker = None
+            self._thread.join()
+            self._thread = None
         self._all_irqs_off()
         self.iommu.unmap_all()
         self.bars = ()
@@ -218,7 +218,7 @@ class ModelDevice:
                 continue
             try:
                 job()
-            except Exception as problem:  # the worker is the device, and a front may have upset it: it goes on
+            except Exception as problem:  # the thread is the device, and a front may have upset it: it goes on
                 _log.warning("model failed", device=self.spec, problem=repr(problem))
 
 

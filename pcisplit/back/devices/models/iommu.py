@@ -35,7 +35,7 @@ class Fault(NamedTuple):
 
 
 class SoftwareIommu:
-    """Translation for one device. Thread-safe: the front's teardown and the model's worker meet here.
+    """Translation for one device. Thread-safe: the session's teardown and the model's thread meet here.
 
     Faults are counted, kept and logged per session: from one ``unmap_all`` to the next.
     """
