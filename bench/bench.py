@@ -8,12 +8,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
+import crowd
+import sessions
+from backend import HERE, Backend, BenchError, Thread, on_cpus
 from machine import Machine, describe, two_cpus
-from peers import HERE, Backend, BenchError, CFront, Thread, Timing, Tools, on_cpu, open_python, run_python
+from peers import CFront, Timing, Tools, open_python, run_python
 from report import Floor, Result, as_json, show
 
 from pcisplit import front
@@ -38,7 +41,7 @@ class Spec:
     floor: str = "P"
 
 
-BAR_READ, CONFIG_READ, BAR_WRITE, POSTED_8, POSTED_ONCE, FLIGHT, WINDOW, PYTHON = range(8)
+BAR_READ, CONFIG_READ, BAR_WRITE, POSTED_8, POSTED_ONCE, FLIGHT, WINDOW, OWNER_READ, PYTHON = range(9)
 
 SPINNING = (
     Spec("1", "BAR read, C", BAR_READ, 20000, 64, 2.0),
@@ -62,10 +65,22 @@ FLOORS = {
 class Bench:
     """One run. ``results`` and ``floors`` fill up as it goes."""
 
-    def __init__(self, tools: Tools, cpus: tuple[int, int] | None, scale: float) -> None:
-        self.tools, self.cpus, self.scale = tools, cpus, scale
+    def __init__(self, tools: Tools, cpus: tuple[int, int] | None, scale: float, rows: frozenset[str]) -> None:
+        self.tools, self.cpus, self.scale, self.rows = tools, cpus, scale, rows
         self.results: list[Result] = []
         self.floors: dict[str, list[float]] = {name: [] for name in FLOORS}
+
+    def wants(self, row: str) -> bool:
+        """Whether a row was asked for: by its name, by its number without the letter, or as one of all."""
+        return not self.rows or bool({row, row.rstrip("abcdefghijklmnopqrstuvwxyz")} & self.rows)
+
+    def _wanted(self, specs: Sequence[Spec]) -> list[Spec]:
+        """The rows asked for, each with those without a number that follow it."""
+        found, wants = [], False
+        for spec in specs:
+            wants = self.wants(spec.row) if spec.row else wants
+            found += [spec] if wants else []
+        return found
 
     def floor(self, name: str) -> float:
         """Measure a floor now."""
@@ -85,7 +100,7 @@ class Bench:
             attempts += 1
             backend.wait_asleep()
             before = self.floor(spec.floor)
-            with on_cpu(self.cpus[1] if self.cpus else None):
+            with on_cpus(self.cpus[1:] if self.cpus else None):
                 runs = [run(self._count(spec.count, spec.group), spec.group) for _ in range(REPETITIONS)]
             backend.wait_asleep()
             after = self.floor(spec.floor)
@@ -96,38 +111,64 @@ class Bench:
 
     def spinning(self) -> None:
         """Rows 1 to 5: both sides spin; then row 9 on the same backend."""
-        with Backend(SPIN_US, self.cpus[0] if self.cpus else None) as backend, self._c_front(backend) as c:
+        specs = self._wanted(SPINNING)
+        if not specs and not self.wants("9"):
+            return
+        with Backend(SPIN_US, self._back_cpu()) as backend, self._c_front(backend) as c:
             ran_before = backend.threads()
+            self._work_a_little(c)
             if self.cpus is None:
-                self._skip(SPINNING)
-                self._work_a_little(c)
-            else:
+                self._skip(specs)
+            elif specs:
                 with front.connect(backend.path, devices=["ram1"], driver="bench", dma=0) as session:
                     session.set_spin(TURNS)
                     open_python(session)
-                    for spec in SPINNING:
+                    for spec in specs:
                         run = self._python(session) if spec.which == PYTHON else self._c(c, spec.which)
                         self.measure(spec, run, backend)
-            self._idle(backend, ran_before)
+            if self.wants("9"):
+                self._idle(backend, ran_before)
 
     def asleep(self) -> None:
         """Row 8: neither side spins."""
+        specs = self._wanted(ASLEEP)
         if self.cpus is None:
-            self._skip(ASLEEP)
-            return
-        with Backend(0.0, self.cpus[0]) as backend, self._c_front(backend) as c:
-            c.spin(0)
-            for spec in ASLEEP:
-                self.measure(spec, self._c(c, spec.which), backend)
+            self._skip(specs)
+        elif specs:
+            with Backend(0.0, self._back_cpu()) as backend, self._c_front(backend) as c:
+                c.spin(0)
+                for spec in specs:
+                    self.measure(spec, self._c(c, spec.which), backend)
+
+    def crowd(self) -> None:
+        """Row 11: a polite session beside flooding ones."""
+        chosen = [kind for kind in crowd.kinds(BAR_READ, OWNER_READ) if self.wants(kind.row)]
+        if self.cpus is None:
+            self._skip_rows((kind.row, f"{kind.reads} beside flooding ({kind.floods})") for kind in chosen)
+        elif chosen:
+            self.results += crowd.measure(self.tools, self.cpus, self.scale, chosen)
+
+    def sessions(self) -> None:
+        """Rows 12 to 14: opening, closing and the weight of sessions."""
+        if self.wants("12"):
+            self.results += sessions.opening(self.scale)
+        if self.wants("13"):
+            self.results += sessions.workers()
+        if self.wants("14"):
+            self.results += sessions.supervisor()
 
     def socket(self) -> None:
         """The floor that is only printed."""
-        if self.cpus is not None:
+        if self.cpus is not None and not self.rows:
             self.floor("S")
+
+    def _back_cpu(self) -> tuple[int, ...] | None:
+        """The CPU of the backend; its zygote and its workers inherit it."""
+        return self.cpus[:1] if self.cpus else None
 
     @contextlib.contextmanager
     def _c_front(self, backend: Backend) -> Iterator[CFront]:
-        with CFront(self.tools, backend) as c:
+        with CFront(self.tools, backend.path) as c:
             c.spin(TURNS if self.cpus else 0)
             yield c
 
@@ -139,9 +180,12 @@ class Bench:
     def _python(session: front.Session) -> Callable[[int, int], Timing]:
         return lambda count, group: run_python(session, count, group)
 
-    def _skip(self, specs: tuple[Spec, ...]) -> None:
+    def _skip(self, specs: Sequence[Spec]) -> None:
+        self._skip_rows((spec.row, spec.name) for spec in specs if spec.row)
+
+    def _skip_rows(self, rows: Iterable[tuple[str, str]]) -> None:
         why = "needs two CPUs, this machine lets us use one"
-        self.results += [Result(spec.row, spec.name, skipped=why) for spec in specs if spec.row]
+        self.results += [Result(row, name, skipped=why) for row, name in rows]
 
     @staticmethod
     def _work_a_little(c: CFront) -> None:
@@ -157,7 +201,7 @@ class Bench:
         time.sleep(seconds)
         woken = backend.threads()[serve].sleeps - before[serve].sleeps
         name = f"wake-ups in {seconds:g} s of idling"
-        self.results.append(Result("9", name, target=0.0, ns=woken, ratio=woken))
+        self.results.append(Result("9", name, target=0.0, unit="", median=woken, least=woken, most=woken, ratio=woken))
 
 
 def _summary(spec: Spec, runs: Sequence[Timing], floors: tuple[float, float], attempts: int, steady: bool) -> Result:
@@ -168,7 +212,7 @@ def _summary(spec: Spec, runs: Sequence[Timing], floors: tuple[float, float], at
         name=spec.name,
         floor=spec.floor,
         target=spec.target,
-        ns=ns,
+        median=ns,
         least=min(ops),
         most=max(ops),
         p50=statistics.median(timing.p50 for timing in runs),
@@ -181,30 +225,33 @@ def _summary(spec: Spec, runs: Sequence[Timing], floors: tuple[float, float], at
     )
 
 
-def run(quick: bool, show_progress: Callable[[str], None]) -> tuple[Machine, Bench]:
-    """Measure everything. Raises BenchError."""
+def run(quick: bool, rows: frozenset[str], show_progress: Callable[[str], None]) -> tuple[Machine, Bench]:
+    """Measure everything, or the rows named. Raises BenchError."""
     compiler = os.environ.get("CC", "gcc")
     machine = describe(compiler)
     with tempfile.TemporaryDirectory(prefix="pcisplit-bench-") as folder:
         show_progress("compiling")
-        bench = Bench(Tools(Path(folder), compiler), two_cpus(), 0.05 if quick else 1.0)
-        for part in (bench.socket, bench.spinning, bench.asleep):
+        bench = Bench(Tools(Path(folder), compiler), two_cpus(), 0.05 if quick else 1.0, rows)
+        for part in (bench.socket, bench.spinning, bench.asleep, bench.crowd, bench.sessions):
             show_progress(part.__name__)
             part()
-    bench.results.sort(key=lambda result: result.row == "9")
     return machine, bench
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "json_only", is_flag=True, help="Print one JSON object.")
 @click.option("--quick", is_flag=True, help="A look in a few seconds; for tests, not for quoting.")
+@click.option("--rows", default="", metavar="ROW,ROW", help="Only these, for example 1,8,11b; 11 is all of 11a to 11d.")
 @click.option("--save", is_flag=True, help="Write bench/last.json too.")
-def main(json_only: bool, quick: bool, save: bool) -> None:
+def main(json_only: bool, quick: bool, rows: str, save: bool) -> None:
     """Time each row of the table against the floor of this machine, measured before and after it."""
+    wanted = frozenset(row.strip() for row in rows.split(",") if row.strip())
     try:
-        machine, bench = run(quick, lambda text: None if json_only else click.echo(f"bench: {text}", err=True))
+        machine, bench = run(quick, wanted, lambda text: None if json_only else click.echo(f"bench: {text}", err=True))
     except BenchError as problem:
         raise click.ClickException(str(problem)) from None
+    if not bench.results:
+        raise click.ClickException(f"there is no row {rows}; see bench/README.md")
     floors = [Floor(name, FLOORS[name][3], values) for name, values in bench.floors.items() if values]
     text = as_json(machine, floors, bench.results)
     if save:

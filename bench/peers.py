@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Who takes part: the floor program, a backend process, and the frontend in C (rows.c) or Python."""
+"""Who takes part beside the backend: the floor program, and the frontend in C (rows.c) or Python."""
 
-import contextlib
 import ctypes
 import dataclasses
 import os
-import signal
 import socket
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from backend import DEADLINE, HERE, BenchError
 from machine import PACKAGE
 
 from pcisplit import wire
@@ -26,13 +22,7 @@ from pcisplit.front import Session
 from pcisplit.messages import Hello, Need, parse_reply_untrusted
 from pcisplit.wire import Direction, RegionIndex
 
-HERE = Path(__file__).resolve().parent
-DEADLINE = 20.0
 FLAGS = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
-
-
-class BenchError(Exception):
-    """The benchmark cannot go on; says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,33 +33,16 @@ class Timing:
     mean: float
     p50: float
     p99: float
+    count: float = 0.0  #: of single operations
 
 
 class CTiming(ctypes.Structure):
     """``struct timing``."""
 
-    _fields_ = [(name, ctypes.c_double) for name in ("op", "mean", "p50", "p99")]
+    _fields_ = [(name, ctypes.c_double) for name in ("op", "mean", "p50", "p99", "count")]
 
-
-@contextlib.contextmanager
-def on_cpu(cpu: int | None) -> Iterator[None]:
-    """Run the block, and every process started in it, on one CPU."""
-    before = os.sched_getaffinity(0)
-    if cpu is not None:
-        os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def wait_for(what: str, ready: Callable[[], bool]) -> None:
-    """Look every millisecond. Raises BenchError after the deadline."""
-    end = time.monotonic() + DEADLINE
-    while not ready():
-        if time.monotonic() > end:
-            raise BenchError(f"waited {DEADLINE:.0f} s for {what}")
-        time.sleep(0.001)
+    def timing(self) -> Timing:
+        return Timing(self.op, self.mean, self.p50, self.p99, self.count)
 
 
 # -- what is compiled --------------------------------------------------------------------------------------------------
@@ -86,6 +59,10 @@ class Tools:
         _compile(compiler, "-shared", "-fPIC", *includes, "-o", rows_path, HERE / "rows.c", *sources)
         self.rows = ctypes.CDLL(str(rows_path))
         self.rows.rows_open.restype = ctypes.c_void_p
+
+    def burn(self) -> None:
+        """Use a CPU for ever."""
+        self.rows.rows_burn()
 
     def floor(self, kind: str, cpus: tuple[int, int], count: int, group: int) -> Timing:
         """``line``, ``eventfd`` or ``socket`` between two CPUs; the median of three runs."""
@@ -108,96 +85,27 @@ def _compile(compiler: str, *args: str | Path) -> None:
         raise BenchError(f"{compiler} failed:\n{done.stderr}")
 
 
-# -- the backend -------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Thread:
-    """What the kernel says of a thread: `ticks` of CPU it has used, `sleeps` that it began by itself."""
-
-    runs: bool
-    ticks: int
-    sleeps: int
-
-
-class Backend:
-    """``pcisplit serve`` with the devices ram0 and ram1, on one CPU; `spin` in microseconds."""
-
-    def __init__(self, spin: float, cpu: int | None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pcisplit-bench-")
-        folder = Path(self._folder.name)
-        self.path, self._log = folder / "socket", folder / "log"
-        devices = ["--device", "ram0=model:ram", "--device", "ram1=model:ram"]
-        options = ["--socket", str(self.path), "--spin", str(spin), "--dma", "2M", "--json"]
-        with on_cpu(cpu), self._log.open("w") as log:
-            command = [sys.executable, "-m", "pcisplit", "serve", *devices, *options]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_for("the backend to listen", self._listens)
-        except BaseException:
-            self.process.kill()
-            self.process.wait()
-            raise
-
-    def _listens(self) -> bool:
-        if self.process.poll() is not None:
-            raise BenchError(f"the backend ended:\n{self._log.read_text()}")
-        return '"serving"' in self._log.read_text()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        text = self._log.read_text()
-        self._folder.cleanup()
-        if kind is None and (code or "Traceback" in text):
-            raise BenchError(f"the backend ended with {code}:\n{text}")
-
-    def threads(self) -> dict[int, Thread]:
-        """Its threads by number, now."""
-        found = {}
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                fields = task.joinpath("stat").read_text().rpartition(")")[2].split()
-                status = task.joinpath("status").read_text()
-                sleeps = int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
-                found[int(task.name)] = Thread(fields[0] == "R", int(fields[11]) + int(fields[12]), sleeps)
-        return found
-
-    def wait_asleep(self) -> None:
-        """Until none of its threads runs: only then is its CPU free for a floor."""
-        wait_for("the backend to sleep", lambda: not any(thread.runs for thread in self.threads().values()))
-
-
 # -- the front in C ------------------------------------------------------------------------------------------------------
 
 
 class CFront:
-    """A session of rows.c with device ram0. Python does the meeting only."""
+    """A session of rows.c with one device. Python does the meeting only."""
 
-    def __init__(self, tools: Tools, backend: Backend) -> None:
+    def __init__(self, tools: Tools, path: Path, device: str = "ram0") -> None:
         self._rows = tools.rows
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._fds: list[int] = []
         self._raw: ctypes.c_void_p | None = None
         try:
-            self._open(backend)
+            self._open(path, device)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, backend: Backend) -> None:
+    def _open(self, path: Path, device: str) -> None:
         self._socket.settimeout(DEADLINE)
-        self._socket.connect(str(backend.path))
-        self._socket.send(Hello("bench", (Need("ram0"),)).to_bytes())
+        self._socket.connect(str(path))
+        self._socket.send(Hello("bench", (Need(device),)).to_bytes())
         data, self._fds, _, _ = socket.recv_fds(self._socket, 1 << 18, wire.MAX_FDS)
         reply = parse_reply_untrusted(data)
         if reply.error:
@@ -248,7 +156,20 @@ class CFront:
             self._raw, ctypes.c_uint(row), ctypes.c_uint(count), ctypes.c_uint(group), ctypes.byref(timing)
         )
         _check(error, f"row {row} of rows.c")
-        return Timing(timing.op, timing.mean, timing.p50, timing.p99)
+        return timing.timing()
+
+    def run_for(self, row: int, seconds: float) -> Timing:
+        """Time single operations of a row of rows.c for so long."""
+        timing = CTiming()
+        error = self._rows.rows_run_for(
+            self._raw, ctypes.c_uint(row), ctypes.c_uint64(int(seconds * 1e9)), ctypes.byref(timing)
+        )
+        _check(error, f"row {row} of rows.c")
+        return timing.timing()
+
+    def flood(self, blocks: bool) -> None:
+        """Ask without end, see rows.c. Returns by a BenchError alone."""
+        _check(self._rows.rows_flood(self._raw, int(blocks)), "flooding")
 
 
 def _check(error: int, what: str) -> None:

@@ -12,24 +12,30 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 118  #: of the table, where no terminal says
+_WIDTH = 130  #: of the table, where no terminal says
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """A measured row, or one that was skipped and why. Times in ns, `ratio` to the mean of the floor before and after."""
+    """A measured row, or one that was skipped and why.
+
+    `median`, `least`, `most`, `p50` and `p99` are in `unit`. With a `floor`, `ratio` is to the mean of it before and after, and
+    is what `target` judges; without one it is the median.
+    """
 
     row: str
     name: str
     floor: str = ""
     target: float | None = None
-    ns: float = 0.0
+    unit: str = "ns"
+    median: float = 0.0
     least: float = 0.0
     most: float = 0.0
     p50: float = 0.0
     p99: float = 0.0
     before: float = 0.0
     after: float = 0.0
+    floor_p99: float = 0.0  #: where it is told
     ratio: float = 0.0
     attempts: int = 1
     steady: bool = True
@@ -56,7 +62,7 @@ class Floor:
 
 
 def as_json(machine: Machine, floors: Sequence[Floor], results: Sequence[Result]) -> str:
-    """One object; times in ns."""
+    """One object; floors in ns."""
     whole: Mapping[str, object] = {
         "machine": dataclasses.asdict(machine),
         "floors": [dataclasses.asdict(floor) for floor in floors],
@@ -74,7 +80,7 @@ def show(machine: Machine, floors: Sequence[Floor], results: Sequence[Result], q
     for remark in (*machine.remarks, *(["quick: few operations, not for quoting"] if quick else [])):
         console.print(f"[yellow]{remark}[/]", soft_wrap=True)
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for title in ("row", "what", "target", "ratio", "ns", "least-most", "p99", "floor", "verdict"):
+    for title in ("row", "what", "target", "ratio", "median", "least-most", "p99", "floor", "verdict"):
         left = title in ("row", "what", "verdict")
         table.add_column(title, justify="left" if left else "right", no_wrap=title not in ("what", "verdict"))
     for result in results:
@@ -83,6 +89,10 @@ def show(machine: Machine, floors: Sequence[Floor], results: Sequence[Result], q
     for floor in floors:
         spread = f"{_ns(min(floor.ns))} to {_ns(max(floor.ns))}"
         console.print(f"{floor.name} = {_ns(statistics.median(floor.ns))} ns ({spread}): {floor.what}", soft_wrap=True)
+    if any(result.floor == "A" for result in results):
+        console.print(
+            "A: the same session beside as many processes that only use a CPU; its median and p99", soft_wrap=True
+        )
     repeated = [
         f"{result.row or result.name.strip()} ({result.attempts} times)" for result in results if result.attempts > 1
     ]
@@ -94,17 +104,23 @@ def _cells(result: Result) -> tuple[str, ...]:
     verdict = _colored(result.verdict)
     if result.skipped:
         return (result.row, f"{result.name}: {result.skipped}", *[""] * 6, verdict)
-    if not result.floor:  # a count
-        return (result.row, result.name, f"{result.target:g}", f"{result.ns:g}", *[""] * 4, verdict)
+    unit = result.unit
+    own = (_amount(result.median, unit), f"{_amount(result.least, unit)}-{_amount(result.most, unit)}")
+    if not result.floor:
+        median = f"{own[0]} {unit}".rstrip()
+        target = f"≤ {result.target:g} {unit}".rstrip() if result.target is not None else ""
+        if result.least == result.most:  # measured once
+            return (result.row, result.name, target, "", median, "", "", "", verdict)
+        return (result.row, result.name, target, "", median, own[1], _amount(result.p99, unit), "", verdict)
+    floor = _amount((result.before + result.after) / 2, unit)
     return (
         result.row,
         result.name,
         f"≤ {_times(result.target)} {result.floor}" if result.target else "",
         f"{result.ratio:.2f} {result.floor}",
-        _ns(result.ns),
-        f"{_ns(result.least)}-{_ns(result.most)}",
-        _ns(result.p99),
-        _ns((result.before + result.after) / 2),
+        *own,
+        _amount(result.p99, unit),
+        f"{floor}, {_amount(result.floor_p99, unit)}" if result.floor_p99 else floor,
         verdict,
     )
 
@@ -115,8 +131,15 @@ def _times(target: float) -> str:
     return f"{target:g}" if target >= 1 or part.numerator != 1 else str(part)
 
 
+def _amount(value: float, unit: str) -> str:
+    return _ns(value) if unit == "ns" else f"{value:.3g}"
+
+
 def _ns(ns: float) -> str:
-    return f"{ns:.1f}" if ns < 99.95 else f"{ns:.0f}"
+    """62.1, 754, 12400; from 0.1 ms on with a unit: 122µs, 5.6ms."""
+    if ns < 99999.5:
+        return f"{ns:.1f}" if ns < 99.95 else f"{ns:.0f}"
+    return f"{ns / 1e3:.0f}µs" if ns < 999.5e3 else f"{ns / 1e6:.3g}ms"
 
 
 def _colored(verdict: str) -> str:

@@ -9,11 +9,15 @@
 #include <sys/mman.h>
 
 #define BAR 0
+#define TRAPPED 2 /* the BAR whose registers are the owner's; octets 0 to 2047 may be read */
+#define SCRATCH 0 /* a register in it that keeps what is written */
+#define TRAPPED_BLOCK 2048 /* octets of a flooding block: 2048 calls of the model in Python */
 #define STEP 64 /* octets between the registers that are touched: lines that differ, as registers do */
 #define REGISTERS 64
 #define BATCH 64 /* posted writes before the closing read */
 #define FLIGHT 16 /* reads in flight */
 #define DEADLINE 20000000000u /* ns; of a whole pass */
+#define MOST 1000000 /* single operations of rows_run_for() */
 
 struct rows {
     struct pcsf *host;
@@ -125,6 +129,15 @@ static int window(void *context, uint64_t turn)
     return error;
 }
 
+static int owner_read(void *context, uint64_t turn)
+{
+    struct rows *r = context;
+    uint64_t value;
+    (void)turn;
+    int error = pcifront_bar_read(r->front, 0, TRAPPED, SCRATCH, 4, &value, r->deadline);
+    return error ? error : value != value_of(0);
+}
+
 static const struct {
     timed operation;
     unsigned parts, publish_every;
@@ -136,6 +149,7 @@ static const struct {
     {posted_batch, BATCH, BATCH + 1},
     {flight, FLIGHT, 0},
     {window, FLIGHT, 0},
+    {owner_read, 1, 0},
 };
 
 // ---- for Python -----------------------------------------------------------------------------------------------------------
@@ -176,6 +190,8 @@ static int attach(struct rows *r, const void *boot_info, size_t length, const in
     r->front = pcsf_front(r->host);
     r->deadline = timing_now() + DEADLINE;
     error = pcifront_config_write(r->front, 0, 4, 2, 2, r->deadline);
+    if (!error)
+        error = pcifront_bar_write(r->front, 0, TRAPPED, SCRATCH, 4, value_of(0), r->deadline);
     return error ? error : fill_registers(r);
 }
 
@@ -220,4 +236,58 @@ int rows_run(struct rows *r, unsigned which, unsigned count, unsigned group, str
     out->p50 /= parts;
     out->p99 /= parts;
     return error ? error : fill_registers(r);
+}
+
+// Time single operations of row `which` for `ns`. As rows_run(); `out->op` is their median.
+int rows_run_for(struct rows *r, unsigned which, uint64_t ns, struct timing *out)
+{
+    r->deadline = timing_now() + ns + DEADLINE;
+    return timing_run_for(rows[which].operation, r, ns, MOST, out);
+}
+
+static int submit_block(struct rows *r, unsigned turn)
+{
+    struct pcisplit_request request = {.op = PCISPLIT_OP_BAR_READ_BLOCK, .region = TRAPPED, .width = 1,
+                                       .length = TRAPPED_BLOCK, .bulk = turn % FLIGHT * PCISPLIT_BLOCK_MAX};
+    int error = pcifront_submit(r->front, &request);
+    r->in_flight += error == 0;
+    return error;
+}
+
+// FLIGHT blocks of trapped octets in flight at all times.
+static int flood_blocks(struct rows *r)
+{
+    struct pcisplit_response response;
+    unsigned turn = 0;
+    int error = 0;
+    while (turn < FLIGHT && !error)
+        error = submit_block(r, turn++);
+    while (!error) {
+        error = pcifront_wait_answer(r->front, PCIFRONT_FOREVER);
+        while (!error && pcifront_poll(r->front, &response) == 1) {
+            if (response.error)
+                return response.error;
+            error = submit_block(r, turn++);
+        }
+    }
+    return error;
+}
+
+// Be a front that never stops: blocks of trapped octets (`blocks`), or mapped reads, FLIGHT in flight. Returns on an error.
+int rows_flood(struct rows *r, int blocks)
+{
+    int error = 0;
+    r->deadline = PCIFRONT_FOREVER;
+    if (blocks)
+        return flood_blocks(r);
+    for (uint64_t turn = 0; !error; turn += FLIGHT)
+        error = window(r, turn);
+    return error;
+}
+
+// Use a CPU and nothing else, for ever.
+void rows_burn(void)
+{
+    for (volatile uint64_t turn = 0;; turn++)
+        ;
 }

@@ -18,6 +18,7 @@ struct timing {
     double mean; /* total / operations of the second pass */
     double p50;  /* of single operations, clock included */
     double p99;
+    double count; /* of the single operations */
 };
 
 typedef int (*timed)(void *context, uint64_t turn); /* nonzero: failed */
@@ -35,6 +36,14 @@ static inline int timing_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static inline void timing_singles(uint64_t *took, unsigned count, struct timing *out)
+{
+    qsort(took, count, sizeof *took, timing_order);
+    out->p50 = (double)took[count / 2];
+    out->p99 = (double)took[count - count / 100 - 1];
+    out->count = count;
+}
+
 /* `count` operations a pass, a multiple of `group`. Returns 0, or what the operation failed with, or -1. */
 static inline int timing_run(timed operation, void *context, unsigned count, unsigned group, struct timing *out)
 {
@@ -49,11 +58,8 @@ static inline int timing_run(timed operation, void *context, unsigned count, uns
         error = operation(context, turn++);
         took[i] = timing_now() - start;
     }
-    if (!error) {
-        qsort(took, count, sizeof *took, timing_order);
-        out->p50 = (double)took[count / 2];
-        out->p99 = (double)took[count - count / 100 - 1];
-    }
+    if (!error)
+        timing_singles(took, count, out);
     unsigned groups = count / group;
     uint64_t begin = timing_now(), last = begin;
     for (unsigned i = 0; i < groups && !error; i++) {
@@ -67,6 +73,30 @@ static inline int timing_run(timed operation, void *context, unsigned count, uns
         out->mean = (double)(last - begin) / (groups * group);
         qsort(took, groups, sizeof *took, timing_order);
         out->op = (double)took[groups / 2] / group;
+    }
+    free(took);
+    return error;
+}
+
+/* Single operations for `ns`, at most `most` of them: for what is timed beside others, where a group would be one of waiting.
+ * `op` is the median single one. Returns 0, or what the operation failed with, or -1. */
+static inline int timing_run_for(timed operation, void *context, uint64_t ns, unsigned most, struct timing *out)
+{
+    uint64_t *took = malloc(most * sizeof *took);
+    uint64_t begin = timing_now(), now = begin;
+    unsigned count = 0;
+    int error = took ? 0 : -1;
+
+    while (!error && count < most && (now - begin < ns || !count)) {
+        error = operation(context, count);
+        uint64_t after = timing_now();
+        took[count++] = after - now;
+        now = after;
+    }
+    if (!error) {
+        out->mean = (double)(now - begin) / count;
+        timing_singles(took, count, out);
+        out->op = out->p50;
     }
     free(took);
     return error;

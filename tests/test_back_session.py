@@ -77,7 +77,7 @@ def test_a_step_that_fails_is_recorded_and_the_next_done() -> None:
         teardown = pair.stop()
         assert [step.name for step in teardown.problems] == ["reset"]
         assert device.calls[-2:] == ["unmap", "close"]
-        assert pair.back.unreset == {"recorder": "the reset did not end"}
+        assert pair.back.unreset == {"dev0": "the reset did not end"}
 
 
 @pytest.mark.clause("LIFE-6", "LIFE-3")

@@ -69,7 +69,7 @@ def test_every_step_holds(tmp_path: Path) -> None:
     assert steps["factorial, by interrupt"]["interrupts"] == 1
     assert steps["interrupts"]["interrupts"] == 3
     assert "conf_write #" in " ".join(steps["refused by policy"]["trace"])
-    assert "denied by rule 10 'capability'" in steps["refused by policy"]["result"]
+    assert "denied by rule capability (10)" in steps["refused by policy"]["result"]
     (fault,) = steps["DMA outside its window"]["logged"]
     assert (fault["event"], fault["iova"], fault["reason"]) == ("DMA fault", "0x400000", "no window")
     teardown = list(steps["goodbye"]["facts"])
@@ -80,7 +80,14 @@ def test_every_step_holds(tmp_path: Path) -> None:
 def test_what_a_person_sees(tmp_path: Path) -> None:
     code, out = demo(tmp_path)
     assert code == 0, out
-    for text in ("front", "back", "bar_write LIVENESS = 0xc0ffee42", "denied by rule 10", "are equal", "11 steps, all"):
+    for text in (
+        "front",
+        "back",
+        "bar_write LIVENESS = 0xc0ffee42",
+        "denied by rule capability (10)",
+        "are equal",
+        "11 steps, all",
+    ):
         assert text in out
     assert "✗" not in out
     assert max(map(len, out.splitlines())) <= 80

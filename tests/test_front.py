@@ -20,6 +20,7 @@ import pytest
 
 from pcisplit import pci, wire
 from pcisplit._core import ffi
+from pcisplit.back.devices.device import Interrupts
 from pcisplit.errors import AccessError, AccessTimeout, BusyError, MeetingRefused, SessionGone
 from pcisplit.front import Session, connect
 from pcisplit.messages import Need, Reply, parse_hello_untrusted
@@ -406,9 +407,9 @@ def test_rules_are_called_as_the_specification_calls_them() -> None:
 
 
 class Capable(Recorder):
-    """A device without vectors, with one capability."""
+    """A device without vectors that can be enabled, with one capability."""
 
-    vectors = 0
+    interrupts = Interrupts()
 
     def __init__(self, capability: int) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pcisplit.errors import DeviceError, PcisplitError, known_error
+from pcisplit.wire import Error
 
 MESSAGE_MAX = 128 << 10
 FDS_MAX = 253  #: SCM_MAX_FD of include/net/scm.h
@@ -47,6 +48,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def unpack_untrusted(data: bytes) -> Message:
     """One message. Raises ChannelError for anything else."""
+    if len(data) > MESSAGE_MAX:
+        raise ChannelError(f"longer than {MESSAGE_MAX} octets")
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as problem:
@@ -79,7 +82,7 @@ def failure(ident: int, code: int, text: str) -> Message:
 def result_of(message: Message) -> dict[str, Any]:
     """What an answer brought. Raises DeviceError with the other side's code and sentence."""
     if "error" in message:
-        raise DeviceError(known_error(message["error"]), message["text"])
+        raise DeviceError(known_error(message["error"] or Error.OP_FAILED), message["text"])  # success is no error
     result: dict[str, Any] = message["ok"]
     return result
 

@@ -49,8 +49,8 @@ class Teardown:
     def problems(self) -> list[Step]:
         return [step for step in self.steps if step.problem]
 
-    def quiesce(self, functions: Sequence[Function]) -> dict[str, str]:
-        """Steps 3 to 6, for all functions. Returns why a function was not reset, by its spec."""
+    def quiesce(self, functions: Sequence[Function]) -> dict[int, str]:
+        """Steps 3 to 6, for all functions. Returns why a function was not reset, by its place."""
         for function in functions:
             self.step("master off", partial(master_off, function), function.spec)
         for function in functions:
@@ -58,7 +58,7 @@ class Teardown:
         for function in functions:
             self.step("interrupts off", partial(interrupts_off, function), function.spec)
         unreset = {}
-        for function in functions:
+        for place, function in enumerate(functions):
             if not self.step("reset", function.reset, function.spec):
-                unreset[function.spec] = self.steps[-1].problem
+                unreset[place] = self.steps[-1].problem
         return unreset

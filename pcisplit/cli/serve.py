@@ -53,9 +53,9 @@ def serve(
 
     \b
     SPEC is one of
-      0000:03:00.0    a PCI device bound to vfio-pci
-      model:edu       QEMU's educational device, in this process (dma_ms=, reset=)
-      model:ram       memory BARs (size=, read=NS, write=NS, reset=)
+      0000:03:00.0    a PCI device bound to vfio-pci (reset=flr|af|pm|bus|none)
+      model:edu       QEMU's educational device, without hardware (dma_ms=, reset=, reset_ms=)
+      model:ram       memory BARs (size=, read=NS, write=NS, reset=, reset_ms=)
       dump:FILE       configuration space from lspci -xxxx
     followed by options, separated by commas:
       id=8086:10fb    refuse another device at this address

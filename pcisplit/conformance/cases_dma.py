@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Cases of ``spec/dma.md`` in which a device moves octets: QEMU's edu copies between its buffer and DMA memory."""
 
-import itertools
-
 from pcisplit import pci
 from pcisplit.bootinfo import DmaWindow
 from pcisplit.conformance.case import DEADLINE, case, expect
@@ -57,6 +55,18 @@ def case_dma_copy(target: Target) -> None:
     with target.dma_session() as peer:
         for seed in range(1, 6):
             round_trip(peer, seed)
+
+
+@case("DMA-8", needs="edu dma")
+def case_dma_elsewhere(target: Target) -> None:
+    """A session's window does not overlap that of the device's last session."""
+    last: DmaWindow | None = None
+    for _ in range(4):  # of the small windows of this kit there is room for many
+        with target.dma_session() as peer:
+            now = window(peer)
+            apart = last is None or now.iova + now.size <= last.iova or last.iova + last.size <= now.iova
+            expect(apart, "a window that was not the last session's", f"{now} after {last}")
+            last = now
 
 
 @case("DMA-3", "DMA-2", needs="edu dma")
@@ -140,16 +150,3 @@ def case_dma_master_begins_off(target: Target) -> None:
         put(peer, first.offset, octets(3))
         copy(peer, BUFFER, first.iova, BUFFER_SIZE, TO_MEMORY)
         expect(got(peer, first.offset, BUFFER_SIZE) == octets(3), "memory as the front wrote it", "another page")
-
-
-@case("DMA-8", needs="edu")
-def case_window_of_the_next_session(target: Target) -> None:
-    """The next session of a device has its window elsewhere, so that what the last one started late faults."""
-    spans = []
-    for _ in range(3):
-        with target.dma_session() as peer:
-            spans.append(range(window(peer).iova, window(peer).iova + window(peer).size))
-            peer.part()
-    for last, following in itertools.pairwise(spans):
-        apart = last.stop <= following.start or following.stop <= last.start
-        expect(apart, f"a window outside of {last.start:#x} to {last.stop:#x}", f"{following.start:#x}")

@@ -14,6 +14,7 @@ from pcisplit.demo.edu_driver import DMA_BITS, LIVENESS, Edu
 from pcisplit.errors import AccessError, PcisplitError
 from pcisplit.front import Session, connect
 from pcisplit.messages import Event, Request, Response
+from pcisplit.rules import rule_name
 from pcisplit.wire import Error, RegionIndex, ResetMethod, RingIndex
 
 Crossed = Request | Response | Event
@@ -199,7 +200,7 @@ class Story:
                 config.write32(at + 4, 0xFEE00000)
             except AccessError as refusal:
                 unchanged = config.read32(at + 4) == before
-                rule = f"rule {refusal.rule} '{_rule_name(refusal.rule)}'"
+                rule = f"rule {rule_name(refusal.rule)}"
                 step.expect(
                     refusal.code is Error.DENIED and unchanged,
                     f"denied by {rule}; the register still reads {before:#x}",
@@ -261,13 +262,6 @@ def _facts(session: Session, name: str) -> list[tuple[str, str]]:
 
 def _bar_text(size: int, address: int) -> str:
     return f"{size >> 10} KiB at {address:#x} (virtual: the host's stays hidden)"
-
-
-def _rule_name(rule: int) -> str:
-    """What spec/config.md calls a rule of configuration space."""
-    from pcisplit.back.policy.compile import Rule  # the numbers are the back's
-
-    return Rule(rule).name.lower().replace("_", "-") if rule in Rule.__members__.values() else "unknown"
 
 
 def _refusals(counts: dict[str, dict[str, int]]) -> str:

@@ -15,12 +15,13 @@ import os
 import select
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pcisplit.back import log
 from pcisplit.back.channel import Channel, ChannelClosed, Message, answer, close_all, failure
 from pcisplit.back.devices.vfio.acquire import acquire
-from pcisplit.back.devices.vfio.checks import find_group
+from pcisplit.back.devices.vfio.checks import check_function
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.teardown import Teardown
@@ -86,6 +87,9 @@ class Keeper:
     # -- a session begins -------------------------------------------------------------------------------------
 
     def _open(self, message: Message, fds: list[int]) -> Result:
+        if self._worker >= 0:
+            close_all(fds)
+            raise DeviceError(Error.BUSY, "the worker of the last session is not dead yet")
         (self._worker,) = fds
         try:
             self._acquire(message["devices"])
@@ -98,11 +102,9 @@ class Keeper:
     def _acquire(self, whats: Sequence[dict[str, Any]]) -> None:
         for what in whats:
             bdf, expected = Bdf.parse(what["bdf"]), tuple(what["id"]) if what["id"] else None
-            number = find_group(bdf)
+            check_function(bdf, what["group"], expected)
             if self._group is None:
-                self._group = Group(number)
-            if number != self._group.number:
-                raise DeviceError(Error.DEVICE_FAILED, f"{bdf}: has moved to another IOMMU group; restart the backend")
+                self._group = Group(what["group"])
             if not self._functions:
                 self._group.end()  # of a session that could not end in time: once more
                 self._group.begin()
@@ -120,11 +122,16 @@ class Keeper:
     # -- what only we can do for a worker ---------------------------------------------------------------------
 
     def _hot_reset(self, message: Message, fds: list[int]) -> Result:
-        self._functions[message["bdf"]].host.hot_reset()
+        self._function(message).host.hot_reset()
         return {}, []
 
+    def _function(self, message: Message) -> VfioFunction:
+        if message["bdf"] not in self._functions:  # the session is over, and its worker asked in its last moment
+            raise DeviceError(Error.GONE, f"{message['bdf']} is in no session")
+        return self._functions[message["bdf"]]
+
     def _select_reset(self, message: Message, fds: list[int]) -> Result:
-        function, method = self._functions[message["bdf"]], ResetMethod(message["method"])
+        function, method = self._function(message), ResetMethod(message["method"])
         if method not in function.reset_methods:
             raise DeviceError(Error.NO_RESET, f"{function.spec}: has no reset by {method.name.lower()}")
         function.host.select_reset(method)
@@ -133,36 +140,38 @@ class Keeper:
     # -- a session ends ---------------------------------------------------------------------------------------
 
     def _finish(self, message: Message, fds: list[int]) -> Result:
-        done, unreset = self.finish()
-        return {"steps": [list(step) for step in done.steps], "unreset": unreset}, []
+        done, unclean, unreset = self.finish()
+        return {"steps": [list(step) for step in done.steps], "unclean": unclean, "unreset": unreset}, []
 
     def _recover(self, message: Message, fds: list[int]) -> Result:
         """The keeper before us died in the middle of a session: its devices, in order."""
         self._acquire(message["devices"])
         return self._finish(message, fds)
 
-    def finish(self) -> tuple[Teardown, dict[str, str]]:
-        """The safe order for every function of the session. Returns why one is not clean, by spec; "" for all of them."""
+    def finish(self) -> tuple[Teardown, str, dict[str, str]]:
+        """The safe order for every function of the session; again, for what could not be done before.
+
+        Returns why the group cannot be let go of, if so, and why a function was not reset, by spec.
+        """
         done, functions, group = Teardown(), list(self._functions.values()), self._group
-        unreset: dict[str, str] = {}
-        if self._worker >= 0 and not done.step("worker dead", self._end_worker):
-            unreset[""] = done.steps[-1].problem
-        unreset |= done.quiesce(functions)
+        dead = self._worker < 0 or done.step("worker dead", self._end_worker)
+        unreset = {functions[index].spec: why for index, why in done.quiesce(functions).items()}
         if group is not None and group.begun:
             where = f"IOMMU group {group.number}"
             done.step("unmap DMA", group.unmap, where)
-            done.step("check unmapped", lambda: self._check_unmapped(done.steps[-1].result), where)
-            for function in functions:
-                done.step("close device", function.close, function.spec)
-            done.step("release container", group.end, where)
-        for step in done.steps:
-            if step.problem and step.name in ("unmap DMA", "check unmapped", "release container"):
-                unreset.setdefault("", step.problem)
-        if self._worker >= 0:
+            done.step("check unmapped", partial(self._check_unmapped, done.steps[-1].result), where)
+            if dead:  # else it could set MASTER again: the devices stay open, to go through all of this once more
+                for function in functions:
+                    done.step("close device", function.close, function.spec)
+                self._functions.clear()
+                done.step("release container", group.end, where)
+        vital = ("worker dead", "unmap DMA", "check unmapped", "release container")
+        unclean = next((step.problem for step in done.steps if step.problem and step.name in vital), "")
+        self._mapped = 0
+        if dead and self._worker >= 0:
             os.close(self._worker)
-        self._worker, self._mapped = -1, 0
-        self._functions.clear()
-        return done, unreset
+            self._worker = -1
+        return done, unclean, unreset
 
     def _check_unmapped(self, octets: str) -> None:
         if int(octets or 0) < self._mapped:

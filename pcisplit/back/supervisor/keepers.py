@@ -60,23 +60,23 @@ class Keeper:
         close_all(fds)
         return said
 
-    async def finish(self) -> tuple[list[Step], dict[str, str]]:
-        """The safe order. Returns its steps, and why a function is not clean, by its spec; under "" why none of them is.
+    async def finish(self) -> tuple[list[Step], str, dict[str, str]]:
+        """The safe order. Returns its steps; why the group cannot be let go of, if so; why a function was not reset, by spec.
 
         A keeper that died is followed by another, which opens the group anew and does the same.
         """
         try:
             said, fds = await self._process.line.ask("finish", FINISH_SECONDS)
             close_all(fds)
-            return [Step(*step) for step in said["steps"]], dict(said["unreset"])
+            return [Step(*step) for step in said["steps"]], said["unclean"], said["unreset"]
         except DeviceError as problem:
             dead = self._process.ended
             self._again.lose(self)
             if not dead:
-                return [Step("keeper", "", "", str(problem))], {"": f"its keeper hangs: {problem}"}
+                return [Step("keeper", "", "", str(problem))], f"its keeper hangs: {problem}", {}
             return await self._recover(str(problem))
 
-    async def _recover(self, why: str) -> tuple[list[Step], dict[str, str]]:
+    async def _recover(self, why: str) -> tuple[list[Step], str, dict[str, str]]:
         steps = [Step("keeper", "", "", why)]
         try:
             with trio.fail_after(FINISH_SECONDS):
@@ -84,8 +84,8 @@ class Keeper:
                 said, fds = await other._process.line.ask("recover", FINISH_SECONDS, devices=self._whats)
                 close_all(fds)
         except (DeviceError, OSError, trio.TooSlowError) as problem:
-            return steps, {"": f"its keeper died, and the next one cannot have it: {problem}"}
-        return steps + [Step(*step) for step in said["steps"]], dict(said["unreset"])
+            return steps, f"its keeper died, and the next one cannot have it: {problem}", {}
+        return steps + [Step(*step) for step in said["steps"]], said["unclean"], said["unreset"]
 
     async def shut(self) -> None:
         """Let the group go, at the end of serve."""

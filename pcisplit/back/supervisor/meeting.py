@@ -24,6 +24,8 @@ from pcisplit.wire import Error
 
 #: Connections beyond the limit of their uid that may wait for their refusal at once; the others get no sentence.
 _TURNED_AWAY = 512
+#: Seconds between attempts to let go of a group that could not be let go of at the end of its session.
+_LATE_FIRST, _LATE_MOST = 1.0, 30.0
 
 
 class Meetings:
@@ -97,6 +99,8 @@ class Meetings:
                 finally:
                     self.sessions.pop(number, None)
                     self._registry.release(entries, quarantined)
+                    if session is not None and session.unclean:
+                        self._nursery.start_soon(self._finish_late, session)
         await self._until_read(connection)
         if refusal is not None:  # told when nothing is held any more [MEET-15]
             await self._refuse(connection, peer, *refusal)
@@ -161,6 +165,17 @@ class Meetings:
         if data:
             self._house.log(session.peer.uid, "front wrote to the socket after its hello", session=session.number)
         session.end(Error.BAD_REQUEST if data else Error.SUCCESS)
+
+    async def _finish_late(self, session: Session) -> None:
+        """A group that could not be let go of - a worker that sleeps in the kernel, a descriptor on its way - is tried again."""
+        pause = _LATE_FIRST
+        while session.unclean:
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LATE_MOST)
+            for name, why in (await session.finish_late()).items():
+                self._registry.entries[name].quarantined = why
+                if not why:
+                    structlog.get_logger("pcisplit").info("released", device=name, session=session.number)
 
     def _tell_over(self, session: Session) -> None:
         problems = [step for step in session.steps if step.problem]

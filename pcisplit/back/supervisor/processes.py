@@ -29,10 +29,17 @@ from pcisplit.back.channel import (
     rights,
     unpack_untrusted,
 )
+from pcisplit.back.log import Allowance, escape
 from pcisplit.errors import DeviceError
 from pcisplit.wire import Error
 
 _log = structlog.get_logger("pcisplit")
+
+#: What a handler or listener raises over a message whose fields are not what they should be.
+_NO_MESSAGE = (
+    *(ChannelError, KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(OverflowError, RecursionError),  # int() of 1e999; str() of what is nested deeper than json.loads minds
+)
 
 #: Answers one request of the other process. Raises DeviceError with what it is told.
 Handler = Callable[[Message], Awaitable[dict[str, Any]]]
@@ -41,9 +48,11 @@ Listener = Callable[[Message], None]
 
 
 class Line:
-    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall and die."""
+    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall, flood and die."""
 
     SEND_SECONDS = 2.0
+    MOST_REQUESTS = 32  #: being answered at once: 16 devices' owners ask for one thing each, and the session
+    MOST_PER_SECOND = 200  #: messages that nobody asked for; a worker's log lines are fewer
 
     def __init__(self, end: socket.socket, name: str) -> None:
         end.setblocking(False)
@@ -56,6 +65,8 @@ class Line:
         self._waiting: dict[int, trio.MemorySendChannel[tuple[Message, list[int]]]] = {}
         self._last = 0
         self._sending = trio.Lock()
+        self._answering = 0
+        self._unasked = Allowance(self.MOST_PER_SECOND)
 
     async def ask(
         self, do: str, seconds: float, fds: Sequence[int] = (), **arguments: Any
@@ -64,6 +75,8 @@ class Line:
 
         Raises DeviceError: the other side's own, TIMEOUT after `seconds`, GONE when it has ended.
         """
+        if self.gone.is_set():  # nobody would read the answer
+            raise DeviceError(Error.GONE, f"{self.name} ended{self._because()} before it was asked to {do}")
         self._last += 1
         ident = self._last
         send, receive = trio.open_memory_channel[tuple[Message, list[int]]](1)
@@ -122,7 +135,7 @@ class Line:
                         break
                     self._take_untrusted(nursery, data, fds)
             except ChannelError as problem:
-                self._break(f"it said what is no message: {problem}")
+                self._break(f"broke the rules of its channel: {problem}")
             except (OSError, trio.ClosedResourceError):
                 pass
             finally:
@@ -137,31 +150,40 @@ class Line:
                 if waiting is not None:
                     waiting.send_nowait((message, fds))
                     return
-                close_all(fds)  # late, or never asked for
-                return
-            close_all(fds)  # only answers bring any
+            close_all(fds)  # late, or never asked for; and only answers bring any
+            if not self._unasked.take()[0]:
+                raise ChannelError(f"more than {self.MOST_PER_SECOND} messages a second that nobody asked for")
             if "tell" in message:
                 if (listener := self.listeners.get(message["tell"])) is not None:
                     listener(message)
-                return
-            nursery.start_soon(self._answer, message)
-        except (ChannelError, KeyError, TypeError, ValueError) as problem:
-            close_all(fds)
-            raise ChannelError(str(problem)) from None
+            elif "do" in message:
+                if self._answering == self.MOST_REQUESTS:
+                    raise ChannelError(f"more than {self.MOST_REQUESTS} requests at once")
+                self._answering += 1
+                nursery.start_soon(self._answer, message)
+        except _NO_MESSAGE as problem:
+            raise ChannelError(escape(str(problem), 240)) from None
 
     async def _answer(self, message: Message) -> None:
+        try:
+            reply = await self._reply(message)
+        finally:
+            self._answering -= 1
+        with contextlib.suppress(ChannelClosed):
+            await self._send(reply)
+
+    async def _reply(self, message: Message) -> Message:
         handler = self.handlers.get(message["do"])
-        reply: Message
         try:
             if handler is None:
                 raise DeviceError(Error.NOT_IMPLEMENTED, "the supervisor does nothing of that name")
-            reply = answer(message["id"], **await handler(message))
+            return answer(message["id"], **await handler(message))
         except DeviceError as problem:
-            reply = failure(message["id"], problem.code, str(problem))
-        except (KeyError, TypeError, ValueError) as problem:
-            reply = failure(message["id"], Error.BAD_REQUEST, repr(problem))
-        with contextlib.suppress(ChannelClosed):
-            await self._send(reply)
+            return failure(message["id"], problem.code, str(problem))
+        except OSError as problem:  # we ran out of something, which fronts can cause
+            return failure(message["id"], Error.QUOTA, str(problem))
+        except _NO_MESSAGE as problem:
+            return failure(message["id"], Error.BAD_REQUEST, repr(problem))
 
     def _break(self, why: str) -> None:
         if why and not self.problem:
@@ -182,6 +204,11 @@ class Process:
     def __init__(self, line: Line, pid: int, pidfd: int) -> None:
         self.line, self.pid, self.pidfd = line, pid, pidfd
         self.status: int | None = None  #: as of waitpid, when the zygote has told us
+        self.reaped = trio.Event()  #: it has
+
+    def reap(self, status: int) -> None:
+        self.status = status
+        self.reaped.set()
 
     @property
     def ended(self) -> bool:
@@ -218,25 +245,37 @@ class Zygote:
         self.line = Line(end, "the zygote")
         self.line.listeners["exited"] = self._exited
         self._living: dict[int, Process] = {}
+        self._forking = 0
+        self._early: dict[int, int] = {}  # of those that ended before the task that asked for them ran on
 
     def _exited(self, message: Message) -> None:
         if (process := self._living.pop(message["pid"], None)) is not None:
-            process.status = message["status"]
+            process.reap(message["status"])
+        elif self._forking:
+            self._early[message["pid"]] = message["status"]
 
     async def fork(self, nursery: trio.Nursery, kind: str, name: str) -> Process:
         """A new process of `kind`; its line is read in `nursery`. Raises DeviceError, OSError (no descriptor left)."""
         ours, theirs = make_pair()
         pidfds: list[int] = []
+        self._forking += 1
         try:
             with theirs:
                 said, pidfds = await self.line.ask("fork", self.FORK_SECONDS, [theirs.fileno()], kind=kind)
             if len(pidfds) != 1:  # the kernel drops what does not fit into our table
                 raise DeviceError(Error.QUOTA, f"no descriptor is left for {name}")
+            process = Process(Line(ours, name), said["pid"], pidfds[0])
+            if (status := self._early.pop(process.pid, None)) is not None:
+                process.reap(status)
+            else:
+                self._living[process.pid] = process
         except BaseException:
             close_all(pidfds)
             ours.close()
             raise
-        process = Process(Line(ours, name), said["pid"], pidfds[0])
-        self._living[process.pid] = process
+        finally:
+            self._forking -= 1
+            if not self._forking:
+                self._early.clear()
         nursery.start_soon(process.line.run)
         return process

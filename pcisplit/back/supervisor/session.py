@@ -9,7 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,16 +19,24 @@ import trio
 from pcisplit import wire
 from pcisplit.back.channel import Message, close_all
 from pcisplit.back.devices.device import IovaRange
-from pcisplit.back.devices.vfio.describe import Description
 from pcisplit.back.host import dma, resources
 from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import PeerLog, escape
+from pcisplit.back.supervisor.facts import hardware_facts, model_facts, too_many
 from pcisplit.back.supervisor.keepers import Keeper, Keepers
-from pcisplit.back.supervisor.processes import Process, Zygote
+from pcisplit.back.supervisor.processes import Line, Process, Zygote
 from pcisplit.back.supervisor.registry import Entry, Peer
+from pcisplit.back.supervisor.report import (
+    MALFORMED,
+    describe_status,
+    log_untrusted,
+    octets_untrusted,
+    report_untrusted,
+    stats_untrusted,
+)
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.back.teardown import Step
-from pcisplit.errors import DeviceError, known_error
+from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
 from pcisplit.wire import Error, VectorMode
 
@@ -38,6 +45,10 @@ SEAL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
 STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
+REAP_SECONDS = 1.0  #: for the zygote to tell how a dead one died
+
+#: What is raised over a worker's words that have not the form they should: int() of 1e999, str() of deep nests, ...
+UNLIKE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Session:
         self.steps: list[Step] = []
         self.refusals: dict[str, dict[str, int]] = {}
         self.over = trio.Event()  #: torn down to the end
+        self.unclean: list[Keeper] = []  #: after ``close``: those that could not let go of their group yet
         self.worker: Process | None = None
         self._needs, self._house = list(needs), house
         self._keepers: list[Keeper] = []
@@ -74,9 +86,12 @@ class Session:
         self._f2b = -1
         self._uid: int | None = None
         self._said: Message | None = None  # the worker's last word
+        self._not_reset: dict[str, str] = {}  # hardware whose reset failed, by name
+        self._unreset: dict[str, str] | None = None  # what it says of its models that were not reset, by name
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
+        self._asking = trio.Lock()
         self._log = structlog.get_logger("pcisplit").bind(session=number)
 
     @property
@@ -90,16 +105,7 @@ class Session:
         house = self._house
         self._uid = house.uids.take()
         worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
-        worker.line.listeners |= {
-            "over": self._worker_over,
-            "log": self._worker_log,
-            "connected": self._front_connected,
-        }
-        worker.line.handlers |= {
-            "initialised": self._seal,
-            "hot_reset": self._by_keeper,
-            "select_reset": self._by_keeper,
-        }
+        self.hear(worker.line)
         functions, device_fds = await self._acquire(nursery, worker)
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
@@ -117,7 +123,10 @@ class Session:
                 dma_iova=iova,
                 devices=[self._order(index, function) for index, function in enumerate(functions)],
             )
-            boot_info = base64.b64decode(said["boot_info"], validate=True)
+            boot_info = base64.b64decode(str(said.get("boot_info")), validate=True)
+        except (DeviceError, ValueError) as problem:
+            code = problem.code if isinstance(problem, DeviceError) else Error.OP_FAILED
+            raise DeviceError(code, escape(str(problem), 1000)) from None
         finally:
             self._drop(device_fds)
         resources.seal_b2f(made.b2f)
@@ -134,6 +143,11 @@ class Session:
             text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
             raise DeviceError(Error.TOO_MANY_VECTORS, text)
         return boot_info, fds
+
+    def hear(self, line: Line) -> None:
+        """What a worker may say, and who takes it."""
+        line.listeners |= {"over": self._worker_over, "log": self._worker_log, "connected": self._front_connected}
+        line.handlers |= {"initialised": self._seal, "hot_reset": self._by_keeper, "select_reset": self._by_keeper}
 
     async def _acquire(self, nursery: trio.Nursery, worker: Process) -> tuple[list[Mapping[str, Any]], list[int]]:
         """What each function is, as its keeper or its model says; and the descriptors of those that have one."""
@@ -205,6 +219,8 @@ class Session:
     # -- what the worker says ---------------------------------------------------------------------------------
 
     def _worker_over(self, message: Message) -> None:
+        if self._heard.is_set():
+            return  # the first word is its last: what was made of that may be in use already
         self._said = message
         self._heard.set()
         self._ending.set()
@@ -214,40 +230,43 @@ class Session:
 
     def _worker_log(self, message: Message) -> None:
         """A line of the worker's log, as limited and escaped as if the front had written it."""
-        level = message["level"] if message["level"] in ("info", "warning", "error") else "warning"
-        fields = {
-            escape(str(key), 30): value if isinstance(value, int) and abs(value) < 1 << 64 else escape(str(value), 2000)
-            for key, value in list(message["fields"].items())[:12]
-        }
-        for ours in ("uid", "event", "level", "session"):
-            fields.pop(ours, None)
-        self._house.log(self.peer.uid, escape(str(message["event"])), level, session=self.number, **fields)
+        level, event, fields = log_untrusted(message)
+        self._house.log(self.peer.uid, event, level, session=self.number, **fields)
 
     async def _seal(self, message: Message) -> dict[str, Any]:
         """The front has mapped f2b: it gets its last seals, by a process that may hang in it [REG-3]."""
         if self._f2b < 0:
             raise DeviceError(Error.BUSY, "f2b is sealed already")
         fd, self._f2b = self._f2b, -1
-        async with trio.open_nursery() as nursery:
-            sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+        problem: DeviceError | OSError | None = None
+        async with trio.open_nursery() as nursery:  # out of which an exception would come as a group
             try:
-                await sealer.line.ask("seal", SEAL_SECONDS, [fd])
-            except DeviceError as problem:
-                raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
+                sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
+                try:
+                    await sealer.line.ask("seal", SEAL_SECONDS, [fd])
+                finally:
+                    sealer.kill()
+                    sealer.forget()
+            except (DeviceError, OSError) as raised:
+                problem = raised
             finally:
-                sealer.kill()
-                sealer.forget()
                 self._drop([fd])
                 nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}")
         return {}
 
     async def _by_keeper(self, message: Message) -> dict[str, Any]:
         """What only the keeper of a device may do; the device must be of this session."""
-        entry = self.entries[message["device"]]
+        index = message["device"]
+        if type(index) is not int or not 0 <= index < len(self.entries):
+            raise DeviceError(Error.BAD_REQUEST, f"{self.name} has no such device")
+        entry = self.entries[index]
         keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
         if keeper is None:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
-        return await keeper.serve(entry.what, message)
+        async with self._asking:  # one at a time: the keeper has to be free when the session ends
+            return await keeper.serve(entry.what, message)
 
     # -- the control plane ------------------------------------------------------------------------------------
 
@@ -259,7 +278,7 @@ class Session:
             said, fds = await self.worker.line.ask("stats", seconds)
             close_all(fds)
             return stats_untrusted(said, [entry.name for entry in self.entries])
-        except (DeviceError, KeyError, TypeError, ValueError, AttributeError):
+        except (DeviceError, *MALFORMED):
             return {}
 
     async def dump(self, name: str, hardware: bool, seconds: float) -> str:
@@ -269,10 +288,11 @@ class Session:
         index = [entry.name for entry in self.entries].index(name)
         said, fds = await self.worker.line.ask("dump", seconds, device=index, hardware=hardware)
         close_all(fds)
-        octets = said.get("octets")
-        if not isinstance(octets, str) or len(octets) not in (512, 8192) or not set(octets) <= set("0123456789abcdef"):
-            raise DeviceError(Error.OP_FAILED, f"the worker of {self.name} did not give configuration space")
-        return octets
+        try:
+            return octets_untrusted(said)
+        except MALFORMED:
+            text = f"the worker of {self.name} did not give configuration space"
+            raise DeviceError(Error.OP_FAILED, text) from None
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -308,7 +328,13 @@ class Session:
         """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name. Never raises."""
         try:
             if self.worker is not None:
-                await self._end_worker(self.worker)
+                try:
+                    await self._end_worker(self.worker)
+                except Exception:  # a bug of ours; the devices are put in order all the same
+                    structlog.get_logger("pcisplit").exception(
+                        "session failed; please report this", session=self.number
+                    )
+                    self.worker.kill()
             unreset = await self._finish()
         finally:
             self._drop(list(self._held))
@@ -327,14 +353,16 @@ class Session:
                 await first_of(self._heard, worker.line.gone)
         self._believe_untrusted(worker)
         if not await worker.wait_ended(1.0 if self._said else 0.0):
-            if not self._said:
-                self.steps.append(Step("worker", "", "", f"{self._fate(worker)}; killed"))
+            fate = "goes on living after its last word" if self._said else self._fate(worker)
+            self.steps.append(Step("worker", "", "", f"{fate}; killed"))
             worker.kill()
             if not await worker.wait_ended(KILL_SECONDS):
                 self.steps.append(
                     Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
                 )
         elif not self._said:
+            with trio.move_on_after(REAP_SECONDS):
+                await worker.reaped.wait()
             self.steps.append(Step("worker", "", "", self._fate(worker)))
 
     def _fate(self, worker: Process) -> str:
@@ -352,66 +380,53 @@ class Session:
                 self.reason = Error.OP_FAILED
             return
         try:
-            reason = known_error(int(said["reason"]))
-            steps = [Step(*(escape(str(text), 240) for text in step)) for step in said["steps"][:100]]
-            refusals = {
-                escape(str(name), 67): {escape(str(rule), 30): int(count) for rule, count in rules.items()}
-                for name, rules in list(said["refusals"].items())[: wire.MAX_DEVICES]
-            }
-            unreset = {str(spec): escape(str(why), 240) for spec, why in said["unreset"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            report = report_untrusted(said)
+        except MALFORMED as problem:
             self.steps.append(Step("worker", "", "", f"its report is none: {escape(repr(problem))}"))
-            self._said = {"unreset": {}}
             return
         if self.reason is Error.SUCCESS:
-            self.reason = reason
-        self.steps += steps
-        self.refusals = {name: rules for name, rules in refusals.items() if rules}
-        self._said = {"unreset": unreset}
+            self.reason = report.reason
+        self.steps += report.steps
+        self.refusals = report.refusals
+        self._unreset = report.unreset
 
     async def _finish(self) -> dict[str, str]:
-        """The keepers' safe order, and what models tell of themselves."""
+        """The keepers' safe order, and what models tell of themselves. Returns why a device is quarantined, by name."""
         quarantined: dict[str, str] = {}
         for keeper in self._keepers:
-            steps, unreset = await keeper.finish()
-            self.steps += steps
-            for entry in self.entries:
-                if entry.device.group == keeper.group:
-                    why = unreset.get(entry.device.spec) or unreset.get("")
-                    if why and (unreset.get("") or not self._house.allow_no_reset):
-                        quarantined[entry.name] = why
-        unreset = (self._said or {}).get("unreset", {})
+            quarantined |= await self._finish_group(keeper)
         for entry in self.entries:
             if "bdf" in entry.what or self._house.allow_no_reset:
                 continue
-            why = unreset.get(entry.device.spec)
-            if self._said is None and not model_facts(entry)["resettable"]:
+            why = (self._unreset or {}).get(entry.name, "")
+            if self._unreset is None and not model_facts(entry)["resettable"]:
                 why = "it has no reset, and its worker did not end well"
-            if why:
-                quarantined[entry.name] = why
+            quarantined |= {entry.name: why} if why else {}
         return quarantined
 
+    async def _finish_group(self, keeper: Keeper) -> dict[str, str]:
+        steps, unclean, unreset = await keeper.finish()
+        self.steps += steps
+        if unclean and keeper not in self.unclean:
+            self.unclean.append(keeper)
+        elif not unclean and keeper in self.unclean:
+            self.unclean.remove(keeper)
+        quarantined: dict[str, str] = {}
+        for entry in self.entries:
+            if entry.device.group == keeper.group:
+                if spared := unreset.get(entry.device.spec, ""):
+                    self._not_reset[entry.name] = spared
+                why = unclean or ("" if self._house.allow_no_reset else self._not_reset.get(entry.name, ""))
+                quarantined |= {entry.name: why} if why else {}
+        return quarantined
 
-def stats_untrusted(said: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A worker's counters: whole numbers under short names, and nothing else. KeyError, TypeError, ValueError."""
-
-    def numbers(table: Any) -> dict[str, int]:
-        return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:64]}
-
-    devices: list[dict[str, Any]] = [
-        {"name": name, "counters": numbers(device["counters"]), "refused": numbers(device["refused"])}
-        for name, device in zip(names, said["devices"], strict=True)
-    ]
-    refused: dict[str, int] = {}
-    for device in devices:
-        for rule, count in device["refused"].items():
-            refused[rule] = refused.get(rule, 0) + count
-    return {
-        "state": escape(str(said["state"]), 20),
-        "session": numbers(said["session"]),
-        "refused": refused,
-        "devices": devices,
-    }
+    async def finish_late(self) -> dict[str, str]:
+        """Try again what a keeper could not do. Returns for each of its devices why it is quarantined now, or nothing."""
+        late: dict[str, str] = {}
+        for keeper in list(self.unclean):
+            quarantined = await self._finish_group(keeper)
+            late |= {e.name: quarantined.get(e.name, "") for e in self.entries if e.device.group == keeper.group}
+        return late
 
 
 async def first_of(*events: trio.Event) -> None:
@@ -424,43 +439,3 @@ async def first_of(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
         for event in events:
             nursery.start_soon(wait, event)
-
-
-def hardware_facts(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a keeper found out of a function, in the same words as ``model_facts``."""
-    known = Description.from_json(description)
-    return {
-        "vfio": description,
-        "msi": known.interrupts.msi,
-        "msix": known.interrupts.msix,
-        "dma_bits": 64,  # a PCI function does not say how many it has
-        "iova_ranges": known.iova_ranges,
-        "resettable": bool(known.resets.methods),
-    }
-
-
-def model_facts(entry: Entry) -> dict[str, Any]:
-    """What is known of a model before it is made."""
-    model: Any = entry.device
-    return {
-        "msi": model.interrupts.msi,
-        "msix": model.interrupts.msix,
-        "dma_bits": model.dma_bits,
-        "iova_ranges": model.iova_ranges,
-        "resettable": bool(model.reset_methods),
-    }
-
-
-def too_many(name: str, has: int, wanted: int, function: Mapping[str, Any]) -> str:
-    """The sentence of a refusal for vectors [MEET-17]."""
-    text = f"{name} has {has} vectors, the front asks for {wanted}"
-    if not has and function["msix"]:
-        return f"{text}: it has MSI-X only ({function['msix']} vectors), which this back has not built; ask for none and poll"
-    return f"{text}; ask for {has or 'none'}"
-
-
-def describe_status(status: int) -> str:
-    """A status of waitpid, in words."""
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.WEXITSTATUS(status)}"

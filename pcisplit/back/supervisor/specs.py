@@ -73,14 +73,14 @@ def make_device(spec: Spec, host: VfioHost) -> Device:
     return VfioDevice(Bdf.parse(spec.what), spec.expect_id, host, spec.options.get("reset", ""))
 
 
-def what_of(spec: Spec) -> dict[str, Any]:
+def what_of(spec: Spec, device: Device) -> dict[str, Any]:
     """What a worker or a keeper is told to make of it: words, numbers and nothing else."""
-    kind, colon, rest = spec.what.partition(":")
-    if colon and kind == "model":
+    if isinstance(device, VfioDevice):
+        return {"bdf": device.spec, "group": device.group_number, "id": device.expect_id, "reset": device.reset}
+    kind, _, rest = spec.what.partition(":")
+    if kind == "model":
         return {"model": rest, "options": dict(spec.options)}
-    if colon and kind == "dump":
-        return {"dump": str(Path(rest).resolve())}
-    return {"bdf": str(Bdf.parse(spec.what)), "id": spec.expect_id, "reset": spec.options.get("reset", "")}
+    return {"dump": str(Path(rest).resolve())}
 
 
 def make_registry(texts: Sequence[str], dma: int) -> Registry:
@@ -93,7 +93,7 @@ def make_registry(texts: Sequence[str], dma: int) -> Registry:
             raise ValueError(f"--device {spec.name} is given twice")
         rights = spec.rights
         device = make_device(spec, host)
-        entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec)))
+        entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec, device)))
     return Registry(entries, dma, os.geteuid())
 
 

@@ -9,19 +9,19 @@ pidfd, taken before the process can be reaped. ``{"tell": "exited", "pid": ..., 
 """
 
 import contextlib
-import ctypes
+import errno
 import gc
 import os
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pcisplit.back.channel import Channel, ChannelClosed, answer, make_pair
-
-_PR_SET_PDEATHSIG = 1  #: linux/prctl.h
+from pcisplit.back.channel import Channel, ChannelClosed, answer, close_all, failure, make_pair
+from pcisplit.back.host.harden import die_with_parent
+from pcisplit.wire import Error
 
 Main = Callable[[Channel], None]
 
@@ -89,15 +89,31 @@ def _serve(channel: Channel, kinds: dict[str, Main]) -> None:
                 channel.send({"tell": "exited", "pid": pid, "status": status})
                 continue
             message, fds = channel.recv()
-            kind, (end,) = message["kind"], fds
-            pid = os.fork()
-            if pid == 0:
-                _run(kind, kinds[kind], end)
-            os.close(end)
-            pidfd = os.pidfd_open(pid)
+            try:
+                pidfd, pid = _fork(message["kind"], kinds, fds)
+            except OSError as problem:  # fronts can cause that, so it must not end us [THR-3]
+                channel.send(failure(message["id"], Error.QUOTA, f"no process can be forked: {problem.strerror}"))
+                continue
+            finally:
+                close_all(fds)
             children[pidfd] = pid
             poll.register(pidfd, select.POLLIN)
             channel.send(answer(message["id"], pid=pid), [pidfd])
+
+
+def _fork(kind: str, kinds: dict[str, Main], fds: Sequence[int]) -> tuple[int, int]:
+    """A new process: its pidfd and pid. Raises OSError."""
+    if len(fds) != 1:  # the kernel drops what does not fit into our table
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    pid = os.fork()
+    if pid == 0:
+        _run(kind, kinds[kind], fds[0])
+    try:
+        return os.pidfd_open(pid), pid
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _run(kind: str, main: Main, end: int) -> NoReturn:
@@ -106,9 +122,7 @@ def _run(kind: str, main: Main, end: int) -> NoReturn:
     try:
         zygote = os.getppid()
         if kind in _DIE_WITH_US:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != zygote:
-                os._exit(0)
+            die_with_parent(zygote)
         os.setsid()  # a scheduling group of its own where the kernel has autogroups: threads of one session count as one
         os.dup2(end, 3)
         os.closerange(4, 1 << 20)

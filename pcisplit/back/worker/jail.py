@@ -49,22 +49,24 @@ def make_filter() -> Any:
     for command in (_F_GETFD, _F_GETFL):
         rules.add_rule(pyseccomp.ALLOW, "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
     rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)  # all threads, which are there by now
+    rules.set_attr(
+        pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS
+    )  # x32, i386: else one thread dies, and who knows it?
     return rules
 
 
 def drop_user(uid: int | None) -> None:
-    """Become `uid`, with no group but its own; None stays who we are. Undumpable, no capability either way. OSError."""
+    """Become `uid`, with no group but its own, in all threads; None stays who we are. Undumpable either way. OSError."""
     if uid is not None and uid != os.geteuid():
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    else:
-        _drop_capabilities()
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
+    """Those of this thread and of all that it starts from now on; call it before it has started any. Raises OSError."""
     for capability in range(_LAST_CAP + 1):
         _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL past the kernel's last, EPERM where we have none
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3 of linux/capability.h

@@ -25,6 +25,7 @@ from pcisplit.back.channel import Channel, ChannelClosed, Message, answer, failu
 from pcisplit.back.devices.device import Function
 from pcisplit.back.devices.models import DumpModel, make_model
 from pcisplit.back.devices.vfio.function import Host, VfioFunction
+from pcisplit.back.host.harden import die_with_parent
 from pcisplit.back.host.resources import Resources
 from pcisplit.back.worker import jail
 from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
@@ -113,7 +114,9 @@ class Worker:
 
     def _open(self, message: Message, fds: list[int]) -> dict[str, Any]:
         """Everything that needs a path, a thread or a privilege; then the jail; then the session can be met."""
-        devices = message["devices"]
+        devices, uid = message["devices"], message["uid"]
+        if uid in (None, os.geteuid()):  # a change of uid, which needs them, takes them from all threads by itself
+            jail.drop_capabilities()
         order = SessionOrder(
             number=message["number"],
             features=Feature(message["features"]),
@@ -142,7 +145,9 @@ class Worker:
         session.start()
         self._control = Control(session)
         threading.Thread(target=self._serve, name="serve", daemon=True).start()
-        jail.drop_user(message["uid"])
+        zygote = os.getppid()
+        jail.drop_user(uid)
+        die_with_parent(zygote)
         jail.lock(_filter, SPARE_MEMORY)
         return {"boot_info": base64.b64encode(boot_info).decode()}
 

@@ -44,7 +44,7 @@ class WorkerSession:
         self.owners: list[Owner] = []
         self.reason = Error.SUCCESS
         self.refusals: dict[str, dict[str, int]] = {}  #: after close: refused accesses, by device and rule
-        self.unreset: dict[str, str] = {}  #: after close: why a function was not reset, by spec
+        self.unreset: dict[str, str] = {}  #: after close: why a model was not reset, by name
         self._initialised, self._connected = initialised, connected
         self._cores: list[CoreDevice] = []
         self._maps: list[mmap.mmap] = []
@@ -196,7 +196,8 @@ class WorkerSession:
             return done  # one is still inside of its device: nothing may be taken from under it
         done.step("detach doorbells", lambda: os.close(self.resources.kick))
         ours = self._ours()
-        self.unreset = done.quiesce(ours)
+        names = [order.name for order in self.order.devices if not order.kept]
+        self.unreset = {names[place]: why for place, why in done.quiesce(ours).items()}
         before = len(done.steps)
         for function in ours:
             done.step("unmap DMA", function.unmap_dma, function.spec)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Device models: devices that exist in this process alone, behind the same seam as VFIO."""
+"""Device models: devices that exist in their worker alone, and end with it, behind the same seam as real ones."""
 
 from collections.abc import Mapping
 

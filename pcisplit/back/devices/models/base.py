@@ -46,8 +46,9 @@ class ModelDevice:
     dma_bits = 64
     iova_ranges: tuple[IovaRange, ...] = (IovaRange(0, (1 << 48) - 1),)
 
-    def __init__(self, spec: str, resettable: bool = True) -> None:
+    def __init__(self, spec: str, resettable: bool = True, reset_seconds: float = 0.0) -> None:
         self.spec = spec
+        self._reset_seconds = reset_seconds  # what a reset takes, as a function level reset takes 0.1
         self.group = f"model-{id(self):x}"
         self.reset_methods: tuple[ResetMethod, ...] = (ResetMethod.MODEL,) if resettable else ()
         self.bars: tuple[BarInfo, ...] = ()
@@ -117,6 +118,7 @@ class ModelDevice:
             names = ", ".join(one.name.lower() for one in self.reset_methods) or "none"
             raise DeviceError(Error.NO_RESET, f"{self.spec}: has no such reset; it has {names}")
         self._all_irqs_off()
+        self.stopping.wait(self._reset_seconds)
         self._reset_config()
         self._reset_registers()
         return ResetMethod.MODEL

@@ -29,15 +29,16 @@ _MSI_AT = 0x40
 
 
 class EduModel(ModelDevice):
-    """Options: ``dma_ms`` (how long a DMA takes, default 1), ``reset`` (yes, or no to imitate edu on a root bus)."""
+    """Options: ``dma_ms`` (how long a DMA takes, default 1), ``reset`` (yes, or no to imitate edu on a root bus),
+    ``reset_ms`` (how long a reset takes, default 0)."""
 
     vendor, device_id, class_code = 0x1234, 0x11E8, 0x00FF00
     interrupts = Interrupts(intx=1, msi=1)
     dma_bits = DMA_BITS
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        chosen = take_options(options, {"dma_ms": "1", "reset": "yes"})
-        super().__init__("model:edu", resettable=yes_or_no("reset", chosen["reset"]))
+        chosen = take_options(options, {"dma_ms": "1", "reset": "yes", "reset_ms": "0"})
+        super().__init__("model:edu", yes_or_no("reset", chosen["reset"]), float(chosen["reset_ms"]) / 1000)
         self._dma_seconds = float(chosen["dma_ms"]) / 1000
         self._lock = threading.Lock()
         self._registers: dict[int, int] = {}

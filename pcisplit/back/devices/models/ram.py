@@ -26,14 +26,17 @@ _MSI_AT, _MSIX_AT = 0x40, 0x60
 
 
 class RamModel(ModelDevice):
-    """Options: ``size`` of BAR 0 in octets (default 1048576), ``read`` and ``write`` cost in ns, ``reset`` (yes or no)."""
+    """Options: ``size`` of BAR 0 in octets (default 1048576), ``read`` and ``write`` cost in ns, ``reset`` (yes or no),
+    ``reset_ms`` (how long a reset takes)."""
 
     vendor, device_id, class_code = 0x1AF4, 0x10FF, 0x050000
     interrupts = Interrupts(msi=1, msix=MSIX_VECTORS)
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        chosen = take_options(options, {"size": str(1 << 20), "read": "0", "write": "0", "reset": "yes"})
-        super().__init__("model:ram", resettable=yes_or_no("reset", chosen["reset"]))
+        chosen = take_options(
+            options, {"size": str(1 << 20), "read": "0", "write": "0", "reset": "yes", "reset_ms": "0"}
+        )
+        super().__init__("model:ram", yes_or_no("reset", chosen["reset"]), float(chosen["reset_ms"]) / 1000)
         self._size = int(chosen["size"], 0)
         if self._size < 4096 or self._size & (self._size - 1):
             raise ValueError(f"size={self._size} is not a power of two from 4096 on")

@@ -123,6 +123,8 @@ class Group:
                 fcntl.ioctl(self._fd, abi.VFIO_GROUP_UNSET_CONTAINER)
                 break
             except OSError as error:
+                if error.errno == errno.EINVAL:  # the kernel took it off, with the last device of the group, unplugged
+                    break
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     what = f"IOMMU group {self.number}: the container of its session cannot be taken off"
                     raise DeviceError(Error.BUSY, f"{what} ({error.strerror}): {_left_over()}") from error

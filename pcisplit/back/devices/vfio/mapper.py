@@ -31,13 +31,15 @@ def map_by_child(container: int, fd: int, size: int, iova: int) -> None:
     """
     report, tell = os.pipe2(os.O_CLOEXEC)
     try:
-        child = os.fork()
-        if child == 0:
-            _map_and_exit(tell, container, fd, size, iova)
-    finally:
-        os.close(tell)
-    try:
-        said = os.read(report, _REPORT) if select.select([report], [], [], MAP_SECONDS)[0] else None
+        try:
+            child = os.fork()
+            if child == 0:
+                _map_and_exit(tell, container, fd, size, iova)
+        finally:
+            os.close(tell)
+        poll = select.poll()
+        poll.register(report, select.POLLIN)
+        said = os.read(report, _REPORT) if poll.poll(1000 * MAP_SECONDS) else None
     finally:
         os.close(report)
     if said is None:
