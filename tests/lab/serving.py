@@ -7,6 +7,7 @@ forked later, and none of them is its parent. Also used outside of the lab, with
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -36,6 +37,7 @@ _ALLOCATOR = 16  # mappings that malloc may add and take back
 _SETTLED = 15.0  # seconds; the event loop ends a thread that it has not used for 10
 _ATTEMPTS, _TOO_LATE = 10, 3  # to kill a front in time; the exit code of one that was not
 _SERVE = (sys.executable, "-m", "pcisplit")
+_NAMED = ("/memfd:", "anon_inode:", "/dev/")
 
 
 class Serving:
@@ -48,11 +50,15 @@ class Serving:
         gid: int | None = None,
         folder: Path | None = None,
         command: Sequence[str] = _SERVE,
+        log: str = "log",
     ) -> None:
-        """Start it. The socket's directory belongs to group `gid`, if that is given; it lies in `folder`, or in /run."""
+        """Start it. The socket's directory belongs to group `gid`, if that is given; it lies in `folder`, or in /run.
+
+        `log` names the file of its log there.
+        """
         self.folder = folder or Path(tempfile.mkdtemp(prefix="pcisplit-", dir="/run"))
-        self.path, self.log_path = self.folder / "meeting" / "socket", self.folder / "log"
-        self.path.parent.mkdir()
+        self.path, self.log_path = self.folder / "meeting" / "socket", self.folder / log
+        self.path.parent.mkdir(exist_ok=True)  # one that was killed leaves it
         if gid is not None:
             self.folder.chmod(0o711)
             os.chown(self.path.parent, -1, gid)
@@ -121,26 +127,32 @@ class Serving:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds: descriptors and named mappings, by what they are; how many threads and unnamed mappings."""
+    """What a backend holds, all its processes together.
+
+    Descriptors and named mappings, by what they are; how many processes, threads and unnamed mappings.
+    """
 
     files: Counter[str]
     mappings: Counter[str]
     threads: int
     unnamed: int
+    processes: int = 1
 
     @staticmethod
     def of(pid: int) -> Usage:
+        """Of a process and of all that descend from it. One that ends meanwhile counts as far as it was seen."""
+        pids = tree(pid)
         files: Counter[str] = Counter()
-        for entry in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{entry}")
-            except FileNotFoundError:  # closed meanwhile
-                continue
-            files[target.partition(":[")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
-        maps = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
-        names = [fields[5] if len(fields) > 5 else "" for fields in maps]
-        named = Counter(name for name in names if name.startswith(("/memfd:", "anon_inode:", "/dev/")))
-        return Usage(files, named, len(os.listdir(f"/proc/{pid}/task")), len(names) - named.total())
+        named: Counter[str] = Counter()
+        threads = unnamed = 0
+        for one in pids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                threads += len(os.listdir(f"/proc/{one}/task"))
+                files += files_of(one)
+                names = mappings_of(one)
+                named += (kept := Counter(name for name in names if name.startswith(_NAMED)))
+                unnamed += len(names) - kept.total()
+        return Usage(files, named, threads, unnamed, len(pids))
 
     def more_than(self, before: Usage) -> str:
         """What this holds and `before` did not; empty if nothing. Unnamed mappings are memory, which ``malloc`` keeps."""
@@ -148,7 +160,45 @@ class Usage:
         more += [f"{n} x mapping of {what}" for what, n in (self.mappings - before.mappings).items()]
         if self.threads > before.threads:
             more.append(f"{self.threads - before.threads} threads")
+        if self.processes > before.processes:
+            more.append(f"{self.processes - before.processes} processes")
         return ", ".join(more)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it, the oldest first; empty when it is gone."""
+    found, left = [], [pid]
+    while left:
+        one = left.pop(0)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append(one)
+            for task in os.listdir(f"/proc/{one}/task"):
+                left += map(int, Path(f"/proc/{one}/task/{task}/children").read_text().split())
+    return found if Path(f"/proc/{pid}").exists() else []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is more than an entry that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def files_of(pid: int) -> Counter[str]:
+    """The descriptors of a process, by what they are. PermissionError: it is undumpable, and we are not root."""
+    files: Counter[str] = Counter()
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            target = os.readlink(f"/proc/{pid}/fd/{entry}")
+            files[target.partition(":[")[0] if target.startswith(("socket:", "pipe:")) else target] += 1
+    return files
+
+
+def mappings_of(pid: int) -> list[str]:
+    """The names of a process's mappings, empty for those without."""
+    maps = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return [fields[5] if len(fields) > 5 else "" for fields in maps]
 
 
 def kill_many(backend: Serving, name: str, times: int) -> None:
@@ -169,7 +219,12 @@ def kill_many(backend: Serving, name: str, times: int) -> None:
     assert before is not None
     after = Usage.of(backend.pid)
     assert after.unnamed < before.unnamed + _ALLOCATOR, f"{after.unnamed - before.unnamed} more unnamed mappings"
-    with backend.connect(name) as session:
+    check_edu(backend, name)
+
+
+def check_edu(backend: Serving, name: str) -> None:
+    """An edu device does for a session of ours all that it can do. AssertionError."""
+    with backend.connect(name, wait=SECONDS) as session:
         edu, buffer = Edu(session, session.acquire(name), PATIENCE), session.dma.alloc(4096)
         buffer.memory[:1024] = data = os.urandom(1024)
         edu.enable_interrupts()

@@ -352,7 +352,8 @@ class Session:
                 await worker.line.ask("stop", STOP_SECONDS, reason=int(self.reason))
                 await first_of(self._heard, worker.line.gone)
         self._believe_untrusted(worker)
-        if not await worker.wait_ended(1.0 if self._said else 0.0):
+        dying = bool(self._said) or (worker.line.gone.is_set() and not worker.line.problem)  # its channel closes first
+        if not await worker.wait_ended(1.0 if dying else 0.0):
             fate = "goes on living after its last word" if self._said else self._fate(worker)
             self.steps.append(Step("worker", "", "", f"{fate}; killed"))
             worker.kill()
