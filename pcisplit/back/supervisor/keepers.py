@@ -34,8 +34,13 @@ class Keeper:
         getattr(_log, message["level"])(message["event"], **message["fields"])
 
     @property
+    def gone(self) -> trio.Event:
+        """Set when it has ended."""
+        return self._process.line.gone
+
+    @property
     def usable(self) -> bool:
-        return not self._process.line.gone.is_set()
+        return not self.gone.is_set()
 
     async def open(
         self, worker: Process, whats: Sequence[Mapping[str, Any]]

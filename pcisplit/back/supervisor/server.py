@@ -47,6 +47,7 @@ class Server:
         self.registry, self.path, self.options = registry, path, options
         self._zygote_end = zygote
         self.stop: Callable[[], None] = lambda: None  #: end ``run``, when every session is torn down
+        self.problem = ""  #: why it ended, if nobody asked for it
         self._log = structlog.get_logger("pcisplit")
 
     async def run(self, sock: socket.socket, control: socket.socket | None = None) -> None:
@@ -96,12 +97,14 @@ class Server:
             nursery.start_soon(meetings.connection, connection)
 
     async def _watch_zygote(self, zygote: Zygote) -> None:
+        """Workers die with it; what is left to do is to put the devices in order and to say why we end."""
         await zygote.line.gone.wait()
-        raise ZygoteDied("the zygote died, so no session can be opened any more; restart the backend")
+        self.problem = "the zygote died, so no session can be opened any more; restart the backend"
+        self.stop()
 
 
 async def serve_until_signal(server: Server) -> None:
-    """Run until SIGTERM or SIGINT, then tear down. Raises OSError and ValueError when a socket cannot be made."""
+    """Run until SIGTERM or SIGINT, then tear down. Raises OSError and ValueError when a socket cannot be made, ZygoteDied."""
     with contextlib.ExitStack() as held:
         sock = held.enter_context(listening(server.path))
         path = server.options.control
@@ -111,6 +114,8 @@ async def serve_until_signal(server: Server) -> None:
             nursery.start_soon(_stop_at, server, signals)
             await server.run(sock, control)
             nursery.cancel_scope.cancel()
+    if server.problem:
+        raise ZygoteDied(server.problem)
 
 
 async def _stop_at(server: Server, signals: AsyncIterator[int]) -> None:

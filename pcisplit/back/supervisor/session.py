@@ -47,9 +47,6 @@ STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told t
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
 REAP_SECONDS = 1.0  #: for the zygote to tell how a dead one died
 
-#: What is raised over a worker's words that have not the form they should: int() of 1e999, str() of deep nests, ...
-UNLIKE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class House:
@@ -302,6 +299,8 @@ class Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_connecting)
             nursery.start_soon(self._watch_worker)
+            for keeper in self._keepers:
+                nursery.start_soon(self._watch_keeper, keeper)
             await self._ending.wait()
             nursery.cancel_scope.cancel()
 
@@ -315,6 +314,11 @@ class Session:
         assert self.worker is not None
         await self.worker.line.gone.wait()
         self._ending.set()
+
+    async def _watch_keeper(self, keeper: Keeper) -> None:
+        """Without its keeper nobody could put a device in order if the worker were lost now."""
+        await keeper.gone.wait()
+        self.end(Error.DEVICE_FAILED)
 
     def end(self, reason: Error) -> None:
         """End it from our side: the front hung up (SUCCESS), broke a rule, or the operator wants the device."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pcisplit.back.devices.device import Device
 from pcisplit.back.devices.models import DumpModel, make_model
+from pcisplit.back.devices.models.base import ModelDevice
 from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.supervisor.registry import Entry, Registry, check_entry_name
 from pcisplit.back.supervisor.server import Options, Server
@@ -93,6 +94,8 @@ def make_registry(texts: Sequence[str], dma: int) -> Registry:
             raise ValueError(f"--device {spec.name} is given twice")
         rights = spec.rights
         device = make_device(spec, host)
+        if isinstance(device, ModelDevice):
+            device.group = f"model-{spec.name}"  # alone, under a name that people know
         entries.append(Entry(spec.name, device, rights["uid"], rights["gid"], rights["tender"], what_of(spec, device)))
     return Registry(entries, dma, os.geteuid())
 
