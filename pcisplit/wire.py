@@ -10,6 +10,8 @@ Chapters of ``spec/`` that give the records their meaning are named beside them.
 """
 
 import enum
+import functools
+from collections.abc import Mapping
 
 from construct import Bytes, Const, ConstructError, Int8ul, Int16sl, Int16ul, Int32sl, Int32ul, Int64ul, Padding, Struct
 
@@ -558,7 +560,8 @@ BOOT_RECORDS = {
 }
 
 
-def blank(record: Struct) -> dict[str, object]:
+@functools.cache
+def blank(record: Struct) -> Mapping[str, object]:
     """A value of `record` that builds to zeros, magic fields included."""
     return dict(record.parse(bytes(record.sizeof())))
 

@@ -237,16 +237,10 @@ def test_an_index_jump_ends_the_session_with_its_reason() -> None:
 def test_log_lines_a_front_can_cause_are_limited_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[tuple[str, dict[str, Any]]] = []
 
-    class Fake:
-        def bind(self, **_: Any) -> "Fake":
-            return self
+    def sink(level: str, event: str, fields: dict[str, Any]) -> None:
+        lines.append((event, fields))
 
-        def info(self, event: str, **fields: Any) -> None:
-            lines.append((event, fields))
-
-        warning = info
-
-    monkeypatch.setattr("structlog.get_logger", lambda *_: Fake())
+    monkeypatch.setattr("pcisplit.back.log._sink", sink)
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     log = LimitedLog()

@@ -128,6 +128,14 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_a_zygote_loads_no_more_than_its_processes_need() -> None:
+    """Every fork copies the tables of what is loaded: half of it was structlog, and the asyncio and rich that it brings."""
+    heavy = "{'trio', 'rich', 'structlog', 'asyncio', 'ssl'}"
+    script = "import sys, pcisplit.cli.serve, pcisplit.back.supervisor.zygote as z; z._mains()\n"
+    script += f"found = {heavy} & set(sys.modules); assert not found, found"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.clause("MEET-1")
 def test_a_socket_directory_that_is_open_to_others(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)

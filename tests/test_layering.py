@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "keeper": {"devices", "channel", "log", "teardown"},
     "core": {"devices", "policy"},
     "policy": {"devices"},
-    "devices": {"core"},
+    "devices": {"core", "log"},
     "host": {"devices", "channel", "layout"},
     "teardown": {"devices"},
     "log": {"channel"},

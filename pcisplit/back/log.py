@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Structured logs. What fronts can cause is limited to 10 lines a second per uid, and the rest is counted [THR-7]."""
+"""Structured logs. What fronts can cause is limited to 10 lines a second per uid, and the rest is counted [THR-7].
+
+The supervisor writes them, by structlog. The other processes tell it theirs, and never load structlog: with what it brings it
+is half of a zygote's memory, which every fork would copy the tables of.
+"""
 
 import encodings.unicode_escape  # noqa: F401 - a codec is a file, and a front may have used up our descriptors
 import sys
@@ -8,11 +12,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-import structlog
-
 from pcisplit.back.channel import Channel
 
 LINES_PER_SECOND = 10
+
+
+Sink = Callable[[str, str, dict[str, Any]], None]
+
+_sink: Sink | None = None
+
+
+def line(level: str, event: str, /, **fields: Any) -> None:
+    """One line, in whatever process: to its sink, or written by structlog."""
+    if _sink is not None:
+        _sink(level, event, fields)
+        return
+    import structlog
+
+    getattr(structlog.get_logger("pcisplit"), level)(event, **fields)
 
 
 def escape(text: str, most: int = 80) -> str:
@@ -41,18 +58,17 @@ class Allowance:
 
 
 class LimitedLog:
-    """A structlog logger that lets at most LINES_PER_SECOND lines through and tells how many it left out."""
+    """A logger that lets at most LINES_PER_SECOND lines through and tells how many it left out."""
 
     def __init__(self, **bound: Any) -> None:
-        self._log = structlog.get_logger("pcisplit").bind(**bound)
-        self._allowance = Allowance(LINES_PER_SECOND)
+        self._bound, self._allowance = bound, Allowance(LINES_PER_SECOND)
 
     def __call__(self, event: str, **fields: Any) -> None:
         allowed, left_out = self._allowance.take()
         if left_out:
-            self._log.warning("log lines left out", count=left_out)
+            line("warning", "log lines left out", **self._bound, count=left_out)
         if allowed:
-            self._log.info(event, **fields)
+            line("info", event, **self._bound, **fields)
 
 
 class PeerLog:
@@ -61,7 +77,6 @@ class PeerLog:
     UIDS = 1024  #: of which an allowance is remembered; the one unheard of for longest is forgotten
 
     def __init__(self, per_second: int = LINES_PER_SECOND) -> None:
-        self._log = structlog.get_logger("pcisplit")
         self._per_second = per_second
         self._uids: OrderedDict[int, Allowance] = OrderedDict()
 
@@ -73,26 +88,24 @@ class PeerLog:
             self._uids.popitem(last=False)
         allowed, left_out = allowance.take()
         if left_out:
-            self._log.warning("log lines left out", count=left_out, uid=uid)
+            line("warning", "log lines left out", count=left_out, uid=uid)
         if allowed:
-            getattr(self._log, level)(event, uid=uid, **fields)
+            line(level, event, uid=uid, **fields)
 
 
 def bug(event: str, trace: str) -> None:
     """What should not have happened, for us to mend."""
-    structlog.get_logger("pcisplit").error(event, exception=trace)
-
-
-Sink = Callable[[str, str, dict[str, Any]], None]
+    line("error", event, exception=trace)
 
 
 def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | None = None) -> None:
     """Logs to `stream` (default standard error), for people or one JSON object a line; or to `sink`: level, event, fields."""
+    global _sink
+    _sink = sink
     if sink is not None:
-        structlog.configure(
-            processors=[structlog.processors.add_log_level, _into(sink)], cache_logger_on_first_use=False
-        )
         return
+    import structlog
+
     stream = stream or sys.stderr
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -115,11 +128,3 @@ def tell(channel: Channel, level: str, event: str, fields: Mapping[str, Any]) ->
     """The sink of a process without a log of its own: the supervisor writes it."""
     said = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in fields.items()}
     channel.send({"tell": "log", "level": level, "event": event, "fields": said})
-
-
-def _into(sink: Sink) -> Any:
-    def processor(logger: Any, method: str, event: dict[str, Any]) -> Any:
-        sink(event.pop("level"), event.pop("event"), event)
-        raise structlog.DropEvent
-
-    return processor

@@ -95,10 +95,10 @@ def _serve(as_json: bool, **options: Any) -> None:
     from pcisplit.back.supervisor import zygote
     from pcisplit.errors import PcisplitError
 
-    log.configure(json=as_json)
     try:
         harden()  # before any device is opened [THR-6]
         with zygote.start() as end:  # before there is a descriptor or a module that a worker is not to have
+            log.configure(json=as_json)
             import trio
 
             from pcisplit.back.supervisor.server import serve_until_signal

@@ -111,10 +111,8 @@ def test_a_hole_reads_as_zeros_and_can_be_written() -> None:
 
 @pytest.mark.clause("THR-7")
 def test_faults_of_one_session_do_not_silence_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcisplit.back.devices.models import iommu as module
-
     lines: list[str] = []
-    monkeypatch.setattr(module._log, "warning", lambda event, **_: lines.append(event))
+    monkeypatch.setattr("pcisplit.back.log.line", lambda level, event, **_: lines.append(event))
     fd = create_region("dma", SIZE)
     iommu = SoftwareIommu("test")
     iommu.master = True

@@ -253,6 +253,7 @@ async def ask(said: list[dict[str, Any]], zygote: Any) -> list[dict[str, Any]]:
     with trio.fail_after(DEADLINE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(line.run)
+            session._sealer.start(nursery)
             for message in said:
                 channel.send(message)
                 await trio.lowlevel.wait_readable(channel.fileno())

@@ -34,6 +34,7 @@ from pcisplit.back.supervisor.report import (
     report_untrusted,
     stats_untrusted,
 )
+from pcisplit.back.supervisor.sealing import Sealer
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.back.teardown import Step
 from pcisplit.errors import DeviceError
@@ -41,7 +42,6 @@ from pcisplit.messages import Hello, Need
 from pcisplit.wire import Error, VectorMode
 
 OPEN_SECONDS = 10.0  #: for the worker to open: it maps and compiles; resets are the keepers'
-SEAL_SECONDS = 2.0
 CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
 STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
@@ -81,6 +81,7 @@ class Session:
         self._keepers: list[Keeper] = []
         self._held: list[int] = []  # descriptors of ours, until the front has its own
         self._f2b = -1
+        self._sealer = Sealer(house.zygote, f"the sealer of {self.name}")
         self._uid: int | None = None
         self._said: Message | None = None  # the worker's last word
         self._not_reset: dict[str, str] = {}  # hardware whose reset failed, by name
@@ -106,6 +107,7 @@ class Session:
         functions, device_fds = await self._acquire(nursery, worker)
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
+        self._sealer.start(nursery)
         try:
             said, _ = await worker.line.ask(
                 "open",
@@ -189,7 +191,8 @@ class Session:
         bits = min(self.hello.dma_bits, *(function["dma_bits"] for function in functions))
         ranges = [[IovaRange(*pair) for pair in function["iova_ranges"]] for function in functions]
         after = max(entry.dma_after for entry in self.entries)
-        iova = dma.place(size, bits, ranges, host_pci_windows(), after)
+        windows = host_pci_windows() if self._keepers else []  # a model is behind no bridge
+        iova = dma.place(size, bits, ranges, windows, after)
         for entry in self.entries:
             entry.dma_after = iova + size
         for keeper in self._keepers:
@@ -235,22 +238,10 @@ class Session:
         if self._f2b < 0:
             raise DeviceError(Error.BUSY, "f2b is sealed already")
         fd, self._f2b = self._f2b, -1
-        problem: DeviceError | OSError | None = None
-        async with trio.open_nursery() as nursery:  # out of which an exception would come as a group
-            try:
-                sealer = await self._house.zygote.fork(nursery, "sealer", f"the sealer of {self.name}")
-                try:
-                    await sealer.line.ask("seal", SEAL_SECONDS, [fd])
-                finally:
-                    sealer.kill()
-                    sealer.forget()
-            except (DeviceError, OSError) as raised:
-                problem = raised
-            finally:
-                self._drop([fd])
-                nursery.cancel_scope.cancel()
-        if problem is not None:
-            raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}")
+        try:
+            await self._sealer.seal(fd)
+        finally:
+            self._drop([fd])
         return {}
 
     async def _by_keeper(self, message: Message) -> dict[str, Any]:
@@ -341,6 +332,7 @@ class Session:
                     self.worker.kill()
             unreset = await self._finish()
         finally:
+            await self._sealer.end()
             self._drop(list(self._held))
             if self.worker is None or self.worker.ended:
                 self._house.uids.give(self._uid)

@@ -8,17 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Self
 
-import structlog
-
 from pcisplit import pci
+from pcisplit.back import log
 from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Interrupts, IovaRange, not_built
 from pcisplit.back.devices.models.iommu import SoftwareIommu
 from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
-
-_log = structlog.get_logger("pcisplit.model")
 
 
 def yes_or_no(key: str, value: str) -> bool:
@@ -219,7 +216,7 @@ class ModelDevice:
             try:
                 job()
             except Exception as problem:  # the thread is the device, and a front may have upset it: it goes on
-                _log.warning("model failed", device=self.spec, problem=repr(problem))
+                log.line("warning", "model failed", device=self.spec, problem=repr(problem))
 
 
 def bar(index: int, size: int, *areas: Area, flags: BarFlag = BarFlag(0)) -> BarInfo:

@@ -10,13 +10,10 @@ import mmap
 import threading
 from typing import NamedTuple
 
-import structlog
-
+from pcisplit.back import log
 from pcisplit.back.core.native import guarded_read, guarded_write
 from pcisplit.errors import DeviceError
 from pcisplit.wire import Error
-
-_log = structlog.get_logger("pcisplit.iommu")
 
 
 class Window(NamedTuple):
@@ -106,7 +103,7 @@ class SoftwareIommu:
         self.faults = [*self.faults, fault][-self.FAULTS_KEPT :]
         if self.fault_count <= self.FAULTS_KEPT:  # a device that faults for ever does not fill the log
             fields = fault._asdict() | {"iova": hex(fault.iova)}
-            _log.warning("DMA fault", device=self._name, **fields)
+            log.line("warning", "DMA fault", device=self._name, **fields)
 
     def _forget_faults(self) -> None:
         self.faults, self.fault_count = [], 0
