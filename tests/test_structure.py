@@ -22,9 +22,10 @@ from pcisplit.back.devices.models.ram import RamModel
 from pcisplit.back.keeper import main as keeper_main
 from pcisplit.back.keeper.main import Keeper
 from pcisplit.back.log import PeerLog
+from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.meeting import Meetings
 from pcisplit.back.supervisor.registry import Entry, Registry
-from pcisplit.back.supervisor.session import House, Session
+from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.errors import DeviceError, SessionGone
 from pcisplit.messages import Hello, Need

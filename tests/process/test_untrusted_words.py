@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pcisplit.back.channel import MESSAGE_MAX, Channel, make_pair, request
+from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.processes import Line
 from pcisplit.back.supervisor.registry import Peer
-from pcisplit.back.supervisor.session import House, Session
+from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.specs import make_registry
 from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.errors import DeviceError

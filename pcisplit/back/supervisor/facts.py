@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""What is known of a function before its session is opened, in the same words whether a keeper or a model says it."""
+"""What is known of a function before its session is opened, in the same words for hardware and models; and what follows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pcisplit import wire
 from pcisplit.back.devices.vfio.describe import Description
 from pcisplit.back.supervisor.registry import Entry
+from pcisplit.errors import DeviceError
+from pcisplit.messages import Need
+from pcisplit.wire import Error
 
 
 def hardware_facts(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,9 +37,26 @@ def model_facts(entry: Entry) -> dict[str, Any]:
     }
 
 
-def too_many(name: str, has: int, wanted: int, function: Mapping[str, Any]) -> str:
-    """The sentence of a refusal for vectors [MEET-17]."""
-    text = f"{name} has {has} vectors, the front asks for {wanted}"
-    if not has and function["msix"]:
-        return f"{text}: it has MSI-X only ({function['msix']} vectors), which this back has not built; ask for none and poll"
-    return f"{text}; ask for {has or 'none'}"
+def vectors_of(entry: Entry, need: Need, function: Mapping[str, Any]) -> int:
+    """How many vectors a device gets. Raises DeviceError (TOO_MANY_VECTORS) if it has fewer than it was asked for [MEET-17]."""
+    has = min(function["msi"], 1)
+    wanted = has if need.vectors == wire.ALL_VECTORS else need.vectors
+    if wanted <= has:
+        return wanted
+    text = f"{entry.name} has {has} vectors, the front asks for {wanted}"
+    if not has and (only := function["msix"]):
+        text += f": it has MSI-X only ({only} vectors), which this back has not built; ask for none and poll"
+    else:
+        text += f"; ask for {has or 'none'}"
+    raise DeviceError(Error.TOO_MANY_VECTORS, text)
+
+
+def device_order(entry: Entry, need: Need, function: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
+    """What a worker is told of one device of its session, which has `entries`."""
+    return {
+        "name": entry.name,
+        "vectors": vectors_of(entry, need, function),
+        "mode": int(need.mode),
+        "shared": any(other.device.group == entry.device.group for other in entries if other is not entry),
+        "what": {"vfio": function["vfio"]} if "vfio" in function else dict(entry.what),
+    }

@@ -15,8 +15,9 @@ import trio
 from pcisplit import wire
 from pcisplit.back.channel import rights
 from pcisplit.back.log import escape
+from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.registry import Peer, Registry
-from pcisplit.back.supervisor.session import House, Session
+from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.sockets import peer_of
 from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
 from pcisplit.messages import Hello, Reply, parse_hello_untrusted

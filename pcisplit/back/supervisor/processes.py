@@ -279,3 +279,15 @@ class Zygote:
                 self._early.clear()
         nursery.start_soon(process.line.run)
         return process
+
+
+async def first_of(*events: trio.Event) -> None:
+    """Wait until one of them is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)

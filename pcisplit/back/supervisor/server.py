@@ -14,11 +14,11 @@ import trio
 
 from pcisplit.back.log import LINES_PER_SECOND, PeerLog
 from pcisplit.back.supervisor.control import ControlServer, control_socket
+from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.keepers import Keepers
 from pcisplit.back.supervisor.meeting import Meetings
 from pcisplit.back.supervisor.processes import Zygote
 from pcisplit.back.supervisor.registry import Registry
-from pcisplit.back.supervisor.session import House
 from pcisplit.back.supervisor.sockets import listening
 from pcisplit.back.supervisor.source import Source
 from pcisplit.back.supervisor.uids import WorkerUids

@@ -7,13 +7,11 @@ is what the keepers did after the worker was dead.
 
 import base64
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
 import trio
 
 from pcisplit import wire
@@ -21,10 +19,11 @@ from pcisplit.back.channel import Message, close_all
 from pcisplit.back.devices.device import IovaRange
 from pcisplit.back.host import dma, resources
 from pcisplit.back.host.windows import host_pci_windows
-from pcisplit.back.log import PeerLog, escape
-from pcisplit.back.supervisor.facts import hardware_facts, model_facts, too_many
-from pcisplit.back.supervisor.keepers import Keeper, Keepers
-from pcisplit.back.supervisor.processes import Line, Process, Zygote
+from pcisplit.back.log import escape
+from pcisplit.back.supervisor.facts import device_order, hardware_facts, model_facts, vectors_of
+from pcisplit.back.supervisor.house import House
+from pcisplit.back.supervisor.keepers import Keeper
+from pcisplit.back.supervisor.processes import Line, Process, first_of
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.report import (
     MALFORMED,
@@ -35,7 +34,6 @@ from pcisplit.back.supervisor.report import (
     stats_untrusted,
 )
 from pcisplit.back.supervisor.sealing import Sealer
-from pcisplit.back.supervisor.uids import WorkerUids
 from pcisplit.back.teardown import Step
 from pcisplit.errors import DeviceError
 from pcisplit.messages import Hello, Need
@@ -46,19 +44,6 @@ CONNECT_SECONDS = 10.0  #: for the front, from the reply to Connected [LIFE-8]
 STOP_SECONDS = 6.0  #: for the worker to say that it is over, when it was told to stop
 KILL_SECONDS = 5.0  #: for the kernel to end a killed worker
 REAP_SECONDS = 1.0  #: for the zygote to tell how a dead one died
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class House:
-    """What all sessions of a backend share."""
-
-    zygote: Zygote
-    keepers: Keepers
-    uids: WorkerUids
-    log: PeerLog
-    dma_limit: int
-    spin: float
-    allow_no_reset: bool
 
 
 class Session:
@@ -90,7 +75,6 @@ class Session:
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
         self._asking = trio.Lock()
-        self._log = structlog.get_logger("pcisplit").bind(session=number)
 
     @property
     def name(self) -> str:
@@ -120,7 +104,10 @@ class Session:
                 uid=self._uid,
                 dma_size=size,
                 dma_iova=iova,
-                devices=[self._order(index, function) for index, function in enumerate(functions)],
+                devices=[
+                    device_order(entry, need, function, self.entries)
+                    for entry, need, function in zip(self.entries, self._needs, functions, strict=True)
+                ],
             )
             boot_info = base64.b64decode(str(said.get("boot_info")), validate=True)
         except (DeviceError, ValueError) as problem:
@@ -170,13 +157,7 @@ class Session:
         ]
 
     def _make(self, functions: Sequence[Mapping[str, Any]]) -> resources.Resources:
-        counts = []
-        for entry, need, function in zip(self.entries, self._needs, functions, strict=True):
-            has = min(function["msi"], 1)
-            wanted = has if need.vectors == wire.ALL_VECTORS else need.vectors
-            if wanted > has:
-                raise DeviceError(Error.TOO_MANY_VECTORS, too_many(entry.name, has, wanted, function))
-            counts.append(wanted)
+        counts = [vectors_of(*each) for each in zip(self.entries, self._needs, functions, strict=True)]
         size = dma.round_size(self._house.dma_limit if self.hello.dma_bytes == wire.DMA_ALL else self.hello.dma_bytes)
         memory = dma.create_memory(size)[0] if size else -1
         made = resources.create(counts, memory)
@@ -198,14 +179,6 @@ class Session:
         for keeper in self._keepers:
             await keeper.map(memory, size, iova)
         return size, iova
-
-    def _order(self, index: int, function: Mapping[str, Any]) -> dict[str, Any]:
-        entry, need = self.entries[index], self._needs[index]
-        has = min(function["msi"], 1)
-        vectors = has if need.vectors == wire.ALL_VECTORS else need.vectors
-        what = {"vfio": function["vfio"]} if "vfio" in function else dict(entry.what)
-        shared = any(other.device.group == entry.device.group for other in self.entries if other is not entry)
-        return {"name": entry.name, "vectors": vectors, "mode": int(need.mode), "shared": shared, "what": what}
 
     def _drop(self, fds: Sequence[int]) -> None:
         """Close those of our descriptors that others have now; never one twice."""
@@ -424,15 +397,3 @@ class Session:
             quarantined = await self._finish_group(keeper)
             late |= {e.name: quarantined.get(e.name, "") for e in self.entries if e.device.group == keeper.group}
         return late
-
-
-async def first_of(*events: trio.Event) -> None:
-    """Wait until one of them is set."""
-
-    async def wait(event: trio.Event) -> None:
-        await event.wait()
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for event in events:
-            nursery.start_soon(wait, event)
