@@ -9,6 +9,7 @@ import base64
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from pcisplit.back.channel import Message, close_all
 from pcisplit.back.devices.device import IovaRange
 from pcisplit.back.host import dma, resources
 from pcisplit.back.host.windows import host_pci_windows
-from pcisplit.back.log import escape
+from pcisplit.back.log import bug, escape
 from pcisplit.back.supervisor.facts import device_order, hardware_facts, model_facts, vectors_of
 from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.keepers import Keeper
@@ -299,9 +300,7 @@ class Session:
                 try:
                     await self._end_worker(self.worker)
                 except Exception:  # a bug of ours; the devices are put in order all the same
-                    structlog.get_logger("pcisplit").exception(
-                        "session failed; please report this", session=self.number
-                    )
+                    bug("session failed; please report this", traceback.format_exc())
                     self.worker.kill()
             unreset = await self._finish()
         finally:
