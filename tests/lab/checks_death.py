@@ -17,7 +17,7 @@ from .check import bind_vfio, clause, find_device, iommu_group, wait_until
 from .serving import PATIENCE, SECONDS, Serving, alive, check_edu, kill_many, tree
 
 DEVICES = ["pcie-root-port,id=rp1,chassis=1,slot=1,addr=0x10", "edu,bus=rp1"]
-TIMEOUT = 420.0
+TIMEOUT = 600.0
 CHECK_TIMEOUT = 150.0
 
 FRONTS, WORKERS, SUPERVISORS = 20, 26, 4

@@ -81,12 +81,13 @@ def lock(rules: Any, memory: int) -> None:
 
     Raises OSError.
     """
-    most = max(int(name) for name in os.listdir("/proc/self/fd"))
+    with open("/proc/self/statm") as statm:
+        now = int(statm.read().split()[0]) * resource.getpagesize()
+    listed = os.listdir("/proc/self/fd")  # with the descriptor of the listing itself
+    most = max(int(name) for name in listed if os.path.lexists(f"/proc/self/fd/{name}"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, most + 1))
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with open("/proc/self/statm") as statm:
-        now = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
     rules.load()
 

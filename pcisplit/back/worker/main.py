@@ -76,6 +76,7 @@ class Worker:
         self._channel = channel
         self._session: WorkerSession | None = None
         self._control: Control | None = None
+        self._served = False  # it has a serve thread, which will end it and us
         self._idents = itertools.count(1)
         self._asked: dict[int, concurrent.futures.Future[Message]] = {}
 
@@ -153,9 +154,13 @@ class Worker:
         functions: list[Function] = [self._function(index, device, take) for index, device in enumerate(devices)]
         session = self._session = WorkerSession(order, resources, functions, self._initialised, self._connected)
         boot_info = session.open()
-        session.start()
-        self._control = Control(session)
-        threading.Thread(target=self._serve, name="serve", daemon=True).start()
+        try:
+            session.start()
+            self._control = Control(session)
+            threading.Thread(target=self._serve, name="serve", daemon=True).start()
+        except RuntimeError as problem:  # fronts can cause that by being many
+            raise DeviceError(Error.QUOTA, f"no thread is left for the session: {problem}") from None
+        self._served = True
         zygote = os.getppid()
         jail.drop_user(uid)
         die_with_parent(zygote)
@@ -201,7 +206,7 @@ class Worker:
             os._exit(0)
 
     def _stop(self, message: Message, fds: list[int]) -> dict[str, Any]:
-        if self._session is None:  # opening failed
+        if self._session is None or not self._served:  # opening failed
             raise ChannelClosed("no session was opened")
         reason = known_error(message["reason"])
         if reason is not Error.SUCCESS:
