@@ -27,6 +27,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead may wait to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 class Backend:
     """A ``pcisplit serve`` process. `log` reads its JSON lines; ``stop`` checks that it went well."""
 
@@ -63,10 +71,16 @@ class Backend:
             assert time.monotonic() < deadline, f"no log line {event!r} in {self.log}"
             os.sched_yield()
 
-    def workers(self) -> list[int]:
-        """Pids of what the zygote has forked and that still lives."""
+    def workers(self, count: int | None = None) -> list[int]:
+        """Pids of what the zygote has forked and that still lives; waits until there are `count`: sealers come and go."""
         (zygote,) = children(self.process.pid)
-        return children(zygote)
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            living = [pid for pid in children(zygote) if alive(pid)]
+            if count is None or len(living) == count:
+                return living
+            assert time.monotonic() < deadline, f"{len(living)} processes of the zygote, not {count}"
+            os.sched_yield()
 
     def connect(self, **options: Any) -> Session:
         return pcisplit.front.connect(self.path, **{"timeout": DEADLINE, **options})

@@ -179,7 +179,7 @@ def test_an_answer_that_comes_too_late_is_dropped_and_counted(backend: Backend) 
         ram.config.write16(4, 7)
         ram.bar(0).write32(0, 0x11111111)
         session.set_timeout(0.05)
-        (worker,) = backend.workers()
+        (worker,) = backend.workers(1)
         os.kill(worker, signal.SIGSTOP)
         while "T (stopped)" not in Path(f"/proc/{worker}/status").read_text():
             os.sched_yield()

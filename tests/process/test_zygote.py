@@ -4,20 +4,11 @@
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pcisplit.errors import SessionGone
-from tests.conftest import DEADLINE, Backend, children
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead may wait for init to reap it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+from tests.conftest import DEADLINE, Backend, alive, children
 
 
 def test_a_zygote_that_dies_ends_the_backend_with_a_sentence(make_backend: Callable[..., Backend]) -> None:
@@ -25,7 +16,7 @@ def test_a_zygote_that_dies_ends_the_backend_with_a_sentence(make_backend: Calla
     backend.killed = True  # it ends by itself, and not with 0
     session = backend.connect(dma=0)
     (zygote,) = children(backend.process.pid)
-    workers = backend.workers()
+    workers = backend.workers(1)
     os.kill(zygote, signal.SIGKILL)
     assert backend.process.wait(DEADLINE) == 1
     said = (backend.folder / "log").read_text()
