@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Row 11: a polite session beside sessions that flood, against the same beside as many processes that only use a CPU."""
+"""Row 11: a polite session beside sessions that flood, against the same beside as many processes that only use a CPU.
+
+A session that floods with mapped reads is two processes that never sleep, front and worker; one that floods with trapped blocks
+is one, its front sleeps. It is compared with as many.
+"""
 
 import contextlib
 import dataclasses
@@ -50,14 +54,15 @@ def measure(tools: Tools, cpus: Sequence[int], scale: float, chosen: Sequence[Ki
             continue
         with on_cpus(cpus), contextlib.ExitStack() as held:
             backend = held.enter_context(Backend(devices=max(SIZES) + 1, cpus=cpus))
-            spinning = held.enter_context(forked([lambda: tools.burn] * max(SIZES)))
+            busy = 1 if blocks else 2  # processes of a flooding session
+            spinning = held.enter_context(forked([lambda: tools.burn] * max(SIZES) * busy))
             flooding = held.enter_context(forked([_flood(tools, backend, n + 1, blocks) for n in range(max(SIZES))]))
             polite = held.enter_context(CFront(tools, backend.path))
             for size in SIZES:
                 pairs = []
                 for _ in range(PAIRS):
                     backend.wait_asleep()
-                    alone = _beside(spinning[:size], polite, rows, seconds)
+                    alone = _beside(spinning[: size * busy], polite, rows, seconds)
                     pairs.append((alone, _beside(flooding[:size], polite, rows, seconds)))
                 found += [
                     _result(kind, size, [(a[index], f[index]) for a, f in pairs]) for index, kind in enumerate(rows)

@@ -50,6 +50,7 @@ def workers() -> list[Result]:
     if os.geteuid() != 0:
         return [Result("13", name, skipped="needs root, who may look into workers")]
     with Backend(devices=IDLE) as backend, forked([_idle(backend.path, range(IDLE))]):
+        backend.wait_sessions(IDLE)  # sealers, which are not counted, have gone
         backend.wait_asleep()
         sizes = [pss(pid) for pid in backend.workers()]
     return [_spread("13", name, sizes, "MiB", PSS_TARGET)]
