@@ -2,6 +2,7 @@
 """Fronts use up what the backend needs: descriptors by connecting, processes by being many (A5). No device is lost."""
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.conftest import Backend
 from tests.lab.serving import Serving, alive, tree
 
 DEADLINE = 60.0
+MOST = 10  # the two of a backend, the five threads of one session's worker, and three
 UID = 61234  # of nobody else, whose processes would count
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,7 +60,7 @@ def test_sessions_end_when_no_descriptor_is_left(make_backend: Callable[..., Bac
 
 @pytest.fixture
 def limited(tmp_path: Path) -> Iterator[Serving]:
-    """A backend of another uid, which may have its two processes, one session's six threads, and three more."""
+    """A backend of another uid, which may have MOST processes and threads."""
     if os.geteuid() != 0:
         pytest.skip("root can start processes of another uid, whose limit counts")
     folder = tmp_path / "run"
@@ -69,7 +71,7 @@ def limited(tmp_path: Path) -> Iterator[Serving]:
     (folder / "meeting").mkdir()
     os.chown(folder / "meeting", UID, UID)
     program = _LIMITED.format(root=str(ROOT), uid=UID)
-    command = (sys.executable, "-c", program, "10")
+    command = (sys.executable, "-c", program, str(MOST))
     devices = [f"{name}=model:edu,uid=0" for name in ("edu0", "edu1", "edu2")]
     backend = Serving(devices, "--dma", "1M", folder=folder, command=command).ready()
     yield backend
@@ -94,3 +96,32 @@ def test_sessions_are_refused_and_end_when_no_process_is_left(limited: Serving) 
     with limited.connect("edu0", wait=DEADLINE) as session:
         assert session.acquire("edu0").config.read16(0) == 0x1234
     assert alive(limited.pid) and len(tree(limited.pid)) >= 2
+
+
+def limit_processes(pid: int, most: int) -> None:
+    """What a process of the limited uid may have, as that uid: root may not everywhere."""
+    if (child := os.fork()) == 0:
+        try:
+            os.setresgid(UID, UID, UID)
+            os.setresuid(UID, UID, UID)
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (most, MOST))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.clause("THR-3")
+def test_the_zygote_cannot_fork(limited: Serving) -> None:
+    """Neither a worker nor the sealer of a session that is being opened; with room again all is as before."""
+    with limited.connect("edu0", timeout=10.0) as session:
+        zygote = tree(limited.pid)[1]
+        limit_processes(zygote, 1)
+        with pytest.raises(PcisplitError, match="no process can be forked"):
+            limited.connect("edu1", timeout=10.0)
+        assert session.acquire("edu0").config.read16(0) == 0x1234
+    limited.wait_log("session over")
+    limit_processes(zygote, MOST)
+    for name in ("edu0", "edu1"):
+        with limited.connect(name, wait=DEADLINE) as session:
+            assert session.acquire(name).config.read16(0) == 0x1234

@@ -49,9 +49,8 @@ def make_filter() -> Any:
     for command in (_F_GETFD, _F_GETFL):
         rules.add_rule(pyseccomp.ALLOW, "fcntl", pyseccomp.Arg(1, pyseccomp.EQ, command))
     rules.set_attr(pyseccomp.Attr.CTL_TSYNC, 1)  # all threads, which are there by now
-    rules.set_attr(
-        pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS
-    )  # x32, i386: else one thread dies, and who knows it?
+    # x32, i386: else one thread dies, and who would know it?
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     return rules
 
 
