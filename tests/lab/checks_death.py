@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -42,8 +43,9 @@ def _forked(backend: Serving) -> dict[str, int]:
     _, _, *forked = tree(backend.pid)
     found = {}
     for pid in forked:
-        maps = Path(f"/proc/{pid}/maps").read_text()
-        found["worker" if "memfd:pcisplit-b2f" in maps else "keeper"] = pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a sealer, which has ended
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            found["worker" if "memfd:pcisplit-b2f" in maps else "keeper"] = pid
     return found
 
 
