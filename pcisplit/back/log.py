@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from pcisplit.back.channel import Channel
+from pcisplit.back.patient import PatientStream
 
 LINES_PER_SECOND = 10
 
@@ -98,7 +99,7 @@ def bug(event: str, trace: str) -> None:
     line("error", event, exception=trace)
 
 
-def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | None = None) -> None:
+def configure(json: bool = False, stream: TextIO | PatientStream | None = None, sink: Sink | None = None) -> None:
     """Logs to `stream` (default standard error), for people or one JSON object a line; or to `sink`: level, event, fields."""
     global _sink
     _sink = sink
@@ -119,7 +120,7 @@ def configure(json: bool = False, stream: TextIO | None = None, sink: Sink | Non
             *([structlog.processors.format_exc_info] if json else []),  # or a traceback is the word "true"
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(stream),  # type: ignore[arg-type]  # it writes and flushes
         cache_logger_on_first_use=False,
     )
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``pcisplit serve``."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,15 @@ def _serve(as_json: bool, **options: Any) -> None:
     """Make the server of these options and run it to its end. Raises ClickException with what is wrong."""
     from pcisplit.back import log
     from pcisplit.back.host.harden import harden
+    from pcisplit.back.patient import PatientStream
     from pcisplit.back.supervisor import zygote
     from pcisplit.errors import PcisplitError
 
+    stream = PatientStream(sys.stderr)
     try:
         harden()  # before any device is opened [THR-6]
         with zygote.start() as end:  # before there is a descriptor or a module that a worker is not to have
-            log.configure(json=as_json)
+            log.configure(json=as_json, stream=stream)
             import trio
 
             from pcisplit.back.supervisor.server import serve_until_signal
@@ -107,3 +110,5 @@ def _serve(as_json: bool, **options: Any) -> None:
             trio.run(serve_until_signal, make_server(zygote=end, **options))
     except (PcisplitError, OSError, ValueError) as problem:
         raise click.ClickException(str(problem)) from None
+    finally:
+        stream.drain(2.0)

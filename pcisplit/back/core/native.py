@@ -276,12 +276,14 @@ class CoreServe:
         self.raw: Any = lib.pcs_serve_new(*self._views, ffi.new("uint64_t[]", offsets), kick, bell)
         if self.raw == ffi.NULL:
             raise OSError("no epoll, eventfd or memory for another session: raise the limit of open files (ulimit -n)")
+        self._freeing = threading.Lock()  # between who stops it and who frees it
 
     def free(self) -> None:
         """Idempotent; the loop must have come back."""
-        if self.raw != ffi.NULL:
-            lib.pcs_serve_free(self.raw)
-            self.raw = ffi.NULL
+        with self._freeing:
+            raw, self.raw = self.raw, ffi.NULL
+        if raw != ffi.NULL:
+            lib.pcs_serve_free(raw)
             for view in self._views:
                 ffi.release(view)
 
@@ -300,8 +302,9 @@ class CoreServe:
 
     def stop(self) -> None:
         """Make ``run`` come back, from any thread."""
-        if self.raw != ffi.NULL:
-            lib.pcs_serve_stop(self.raw)
+        with self._freeing:
+            if self.raw != ffi.NULL:
+                lib.pcs_serve_stop(self.raw)
 
     def set_state(self, state: State) -> None:
         lib.pcs_serve_set_state(self.raw, state)

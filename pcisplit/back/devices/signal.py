@@ -59,21 +59,28 @@ class KernelSignal:
         return done == 1
 
 
-def _make() -> KernelSignal | None:
-    try:
-        return KernelSignal()
-    except OSError:
-        return None
+_kernel_signal: KernelSignal | None = None
+_maker = 0  # the pid of who made it: a context belongs to one address space, and a fork leaves it behind
 
 
-_kernel_signal = _make()
+def prepare() -> None:
+    """Have the kernel's own way ready in this process. To be called before a system call filter; else at the first signal."""
+    global _kernel_signal, _maker
+    if _maker != os.getpid():
+        _maker = os.getpid()
+        try:
+            _kernel_signal = KernelSignal()
+        except OSError:
+            _kernel_signal = None
 
 
-def signal_eventfd(fd: int) -> None:
-    """Add 1 to an eventfd's counter and wake who waits for it; never blocks."""
+def signal_eventfd(fd: int) -> bool:
+    """Add 1 to an eventfd's counter and wake who waits for it; never blocks. Whether it went the kernel's own way."""
+    prepare()
     if _kernel_signal is not None and _kernel_signal(fd):
-        return
+        return True
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     if poller.poll(0):
         os.eventfd_write(fd, 1)
+    return False

@@ -27,6 +27,7 @@ from pcisplit.wire import Error
 _TURNED_AWAY = 512
 #: Seconds between attempts to let go of a group that could not be let go of at the end of its session.
 _LATE_FIRST, _LATE_MOST = 1.0, 30.0
+_DEAD_SECONDS = 1.0  #: for the kernel to end what was killed, before that counts as held by its front
 
 
 class Meetings:
@@ -100,8 +101,8 @@ class Meetings:
                 finally:
                     self.sessions.pop(number, None)
                     self._registry.release(entries, quarantined)
-                    if session is not None and session.unclean:
-                        self._nursery.start_soon(self._finish_late, session)
+                    if session is not None:
+                        await self._bury(session, peer)
         await self._until_read(connection)
         if refusal is not None:  # told when nothing is held any more [MEET-15]
             await self._refuse(connection, peer, *refusal)
@@ -166,6 +167,22 @@ class Meetings:
         if data:
             self._house.log(session.peer.uid, "front wrote to the socket after its hello", session=session.number)
         session.end(Error.BAD_REQUEST if data else Error.SUCCESS)
+
+    async def _bury(self, session: Session, peer: Peer) -> None:
+        """What is left of a session: at most a process that sleeps in the kernel, which counts against the uid of its front."""
+        if session.unclean:
+            self._nursery.start_soon(self._finish_late, session)
+        with trio.move_on_after(_DEAD_SECONDS):
+            await session.processes_dead()
+            return
+        self._registry.hold(peer)
+        self._nursery.start_soon(self._bury_late, session, peer)
+
+    async def _bury_late(self, session: Session, peer: Peer) -> None:
+        try:
+            await session.processes_dead()
+        finally:
+            self._registry.leave(peer)
 
     async def _finish_late(self, session: Session) -> None:
         """A group that could not be let go of - a worker that sleeps in the kernel, a descriptor on its way - is tried again."""

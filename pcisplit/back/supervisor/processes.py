@@ -2,6 +2,7 @@
 """The supervisor's side of the other processes: ask, be asked, hear news, kill, know that one has ended."""
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -48,14 +49,18 @@ Listener = Callable[[Message], None]
 
 
 class Line:
-    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall, flood and die."""
+    """Our end of the channel to one process. ``run`` reads it; the other side may lie, stall, flood and die.
+
+    With `ours` it is of a process that no front can take over: how much it says depends on what fronts do, and is no offence.
+    """
 
     SEND_SECONDS = 2.0
     MOST_REQUESTS = 32  #: being answered at once: 16 devices' owners ask for one thing each, and the session
     MOST_PER_SECOND = 200  #: messages that nobody asked for; a worker's log lines are fewer
 
-    def __init__(self, end: socket.socket, name: str) -> None:
+    def __init__(self, end: socket.socket, name: str, ours: bool = False) -> None:
         end.setblocking(False)
+        self._ours = ours
         self._end = trio.socket.from_stdlib_socket(end)
         self.name = name
         self.handlers: dict[str, Handler] = {}
@@ -73,7 +78,8 @@ class Line:
     ) -> tuple[dict[str, Any], list[int]]:
         """Ask and wait for the answer: what it says, and descriptors that are the caller's to close.
 
-        Raises DeviceError: the other side's own, TIMEOUT after `seconds`, GONE when it has ended.
+        Raises DeviceError: the other side's own, TIMEOUT after `seconds`, GONE when it has ended, QUOTA when the kernel had
+        something against this message (descriptors in flight, memory).
         """
         if self.gone.is_set():  # nobody would read the answer
             raise DeviceError(Error.GONE, f"{self.name} ended{self._because()} before it was asked to {do}")
@@ -89,6 +95,8 @@ class Line:
             raise DeviceError(Error.TIMEOUT, f"{self.name} did not {do} within {seconds:g} s") from None
         except (trio.EndOfChannel, ChannelClosed):
             raise DeviceError(Error.GONE, f"{self.name} ended{self._because()} when asked to {do}") from None
+        except OSError as problem:
+            raise DeviceError(Error.QUOTA, f"{self.name} cannot be asked to {do}: {problem.strerror}") from None
         finally:
             self._waiting.pop(ident, None)
             with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
@@ -105,19 +113,26 @@ class Line:
 
     async def tell(self, what: str, **arguments: Any) -> None:
         """News for the other side. Nothing happens if it is gone."""
-        with contextlib.suppress(ChannelClosed):
+        with contextlib.suppress(ChannelClosed, OSError):
             await self._send({"tell": what, **arguments})
 
     async def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Raises ChannelClosed; OSError for what is against this message and not against the channel."""
         data = pack(message)
         async with self._sending:
             try:
                 with trio.fail_after(self.SEND_SECONDS):
                     await self._end.sendmsg([data], rights(fds))
             except trio.TooSlowError:
+                if self._ours:  # it is busy
+                    raise OSError(errno.EAGAIN, f"it takes no message for {self.SEND_SECONDS:g} s") from None
                 self._break(f"took no message for {self.SEND_SECONDS:g} s")
                 raise ChannelClosed(self.name) from None
-            except (OSError, trio.ClosedResourceError):
+            except trio.ClosedResourceError:
+                raise ChannelClosed(self.name) from None
+            except OSError as problem:
+                if problem.errno not in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF):
+                    raise
                 self._break("")
                 raise ChannelClosed(self.name) from None
 
@@ -151,7 +166,7 @@ class Line:
                     waiting.send_nowait((message, fds))
                     return
             close_all(fds)  # late, or never asked for; and only answers bring any
-            if not self._unasked.take()[0]:
+            if not self._ours and not self._unasked.take()[0]:
                 raise ChannelError(f"more than {self.MOST_PER_SECOND} messages a second that nobody asked for")
             if "tell" in message:
                 if (listener := self.listeners.get(message["tell"])) is not None:
@@ -169,7 +184,7 @@ class Line:
             reply = await self._reply(message)
         finally:
             self._answering -= 1
-        with contextlib.suppress(ChannelClosed):
+        with contextlib.suppress(ChannelClosed, OSError):
             await self._send(reply)
 
     async def _reply(self, message: Message) -> Message:
@@ -228,6 +243,14 @@ class Process:
                 await trio.lowlevel.wait_readable(self.pidfd)
         return self.ended
 
+    def fate(self) -> str:
+        """What became of it, if anything did."""
+        if self.line.problem:
+            return self.line.problem
+        if not self.ended:
+            return ""
+        return "died" if self.status is None else f"died: {describe_status(self.status)}"
+
     def forget(self) -> None:
         """Let go of it; whether it is dead is no longer our business."""
         self.line.close()
@@ -242,7 +265,7 @@ class Zygote:
     FORK_SECONDS = 5.0
 
     def __init__(self, end: socket.socket) -> None:
-        self.line = Line(end, "the zygote")
+        self.line = Line(end, "the zygote", ours=True)
         self.line.listeners["exited"] = self._exited
         self._living: dict[int, Process] = {}
         self._forking = 0
@@ -264,7 +287,7 @@ class Zygote:
                 said, pidfds = await self.line.ask("fork", self.FORK_SECONDS, [theirs.fileno()], kind=kind)
             if len(pidfds) != 1:  # the kernel drops what does not fit into our table
                 raise DeviceError(Error.QUOTA, f"no descriptor is left for {name}")
-            process = Process(Line(ours, name), said["pid"], pidfds[0])
+            process = Process(Line(ours, name, ours=kind != "worker"), said["pid"], pidfds[0])
             if (status := self._early.pop(process.pid, None)) is not None:
                 process.reap(status)
             else:
@@ -291,3 +314,10 @@ async def first_of(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
         for event in events:
             nursery.start_soon(wait, event)
+
+
+def describe_status(status: int) -> str:
+    """A status of waitpid, in words."""
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit code {os.WEXITSTATUS(status)}"

@@ -67,6 +67,10 @@ class Registry:
         if self._held.get(peer.uid, 0) >= SESSIONS_PER_UID:
             text = f"uid {peer.uid} holds {SESSIONS_PER_UID} sessions already; close one first"
             raise RemoteProtocolError(Error.TOO_MANY_SESSIONS, text)
+        self.hold(peer)
+
+    def hold(self, peer: Peer) -> None:
+        """Count what is left of a session of `peer` as one more, until ``leave``, whatever its limit."""
         self._held[peer.uid] = self._held.get(peer.uid, 0) + 1
 
     def leave(self, peer: Peer) -> None:

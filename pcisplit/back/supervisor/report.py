@@ -4,8 +4,6 @@
 Each function raises what ``MALFORMED`` lists when the words have not the form; the caller then goes on without them.
 """
 
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,10 +91,3 @@ def _text(value: Any) -> str:
 
 def _numbers(table: Any) -> dict[str, int]:
     return {escape(str(key), 30): int(value) & (1 << 64) - 1 for key, value in list(table.items())[:_COUNTERS]}
-
-
-def describe_status(status: int) -> str:
-    """A status of waitpid, in words."""
-    if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exit code {os.WEXITSTATUS(status)}"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The process that gives a session's f2b its last seals, as the supervisor has it; what it does is in ``keeper.sealer``."""
 
+import math
+
 import trio
 
 from pcisplit.back.supervisor.processes import Process, Zygote
@@ -53,7 +55,12 @@ class Sealer:
         if self._came is not None:
             with trio.CancelScope(shield=True):  # the zygote answers in time, or it is taken for dead
                 await self._came.wait()
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.forget()
+        if self._process is not None:
+            self._process.kill()
+
+    async def dead(self) -> None:
+        """Wait until it is dead, after ``end``. A front can keep it in uninterruptible sleep: that costs the front a place."""
+        if self._process is not None:
+            await self._process.wait_ended(math.inf)
+            self._process.forget()
+            self._process = None

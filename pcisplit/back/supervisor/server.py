@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from pcisplit.back.log import LINES_PER_SECOND, PeerLog
+from pcisplit.back.log import LINES_PER_SECOND, LimitedLog, PeerLog
 from pcisplit.back.supervisor.control import ControlServer, control_socket
 from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.keepers import Keepers
@@ -77,21 +77,20 @@ class Server:
                     if control is not None:
                         source = Source(self.registry, meetings, self.path)
                         nursery.start_soon(ControlServer(source).run, control)
-                    await self._accept(trio.socket.from_stdlib_socket(sock), meetings, nursery, log)
+                    await self._accept(trio.socket.from_stdlib_socket(sock), meetings, nursery)
             finally:
                 with trio.CancelScope(shield=True):
                     await keepers.shut()
                 zygote.line.close()
                 processes.cancel_scope.cancel()
 
-    async def _accept(
-        self, listener: trio.socket.SocketType, meetings: Meetings, nursery: trio.Nursery, log: PeerLog
-    ) -> None:
+    async def _accept(self, listener: trio.socket.SocketType, meetings: Meetings, nursery: trio.Nursery) -> None:
+        limited = LimitedLog()
         while True:
             try:
                 connection, _ = await listener.accept()
             except OSError as problem:  # no descriptor left: fronts can cause that, so it must not end us [THR-3]
-                log(-1, "cannot accept", problem=str(problem))
+                limited("cannot accept", problem=str(problem))
                 await trio.sleep(0.1)
                 continue
             nursery.start_soon(meetings.connection, connection)

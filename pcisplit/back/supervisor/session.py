@@ -7,6 +7,7 @@ is what the keepers did after the worker was dead.
 
 import base64
 import contextlib
+import math
 import os
 import time
 import traceback
@@ -28,7 +29,6 @@ from pcisplit.back.supervisor.processes import Line, Process, first_of
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.report import (
     MALFORMED,
-    describe_status,
     log_untrusted,
     octets_untrusted,
     report_untrusted,
@@ -67,6 +67,7 @@ class Session:
         self._keepers: list[Keeper] = []
         self._held: list[int] = []  # descriptors of ours, until the front has its own
         self._f2b = -1
+        self.name = f"session {number}"
         self._sealer = Sealer(house.zygote, f"the sealer of {self.name}")
         self._uid: int | None = None
         self._said: Message | None = None  # the worker's last word
@@ -76,16 +77,16 @@ class Session:
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
         self._asking = trio.Lock()
-
-    @property
-    def name(self) -> str:
-        return f"session {self.number}"
+        self._begun = False  # the worker was told to open its models
 
     # -- opening ----------------------------------------------------------------------------------------------
 
     async def open(self, nursery: trio.Nursery) -> tuple[bytes, list[int]]:
         """Acquire everything. Returns the boot-info block and the descriptors of the reply. Raises DeviceError, OSError."""
         house = self._house
+        for entry, need in zip(self.entries, self._needs, strict=True):
+            if "bdf" not in entry.what:
+                vectors_of(entry, need, model_facts(entry))  # before anything is begun for a hello that cannot be met
         self._uid = house.uids.take()
         worker = self.worker = await house.zygote.fork(nursery, "worker", f"the worker of {self.name}")
         self.hear(worker.line)
@@ -93,6 +94,7 @@ class Session:
         made = self._make(functions)
         size, iova = await self._map(functions, made.dma)
         self._sealer.start(nursery)
+        self._begun = True
         try:
             said, _ = await worker.line.ask(
                 "open",
@@ -306,12 +308,18 @@ class Session:
         finally:
             await self._sealer.end()
             self._drop(list(self._held))
-            if self.worker is None or self.worker.ended:
-                self._house.uids.give(self._uid)
-            if self.worker is not None:
-                self.worker.forget()
             self.over.set()
         return unreset
+
+    async def processes_dead(self) -> None:
+        """Wait, after ``close``, until nothing of it runs: a front can keep a process asleep in the kernel. Idempotent."""
+        await self._sealer.dead()
+        if self.worker is not None:
+            await self.worker.wait_ended(math.inf)
+            self.worker.forget()
+            self.worker = None
+        self._house.uids.give(self._uid)
+        self._uid = None
 
     async def _end_worker(self, worker: Process) -> None:
         """It says what it has to say, or is killed."""
@@ -322,24 +330,18 @@ class Session:
         self._believe_untrusted(worker)
         dying = bool(self._said) or (worker.line.gone.is_set() and not worker.line.problem)  # its channel closes first
         if not await worker.wait_ended(1.0 if dying else 0.0):
-            fate = "goes on living after its last word" if self._said else self._fate(worker)
-            self.steps.append(Step("worker", "", "", f"{fate}; killed"))
+            fate = worker.fate() or f"did not end within {STOP_SECONDS:g} s"
+            self._note(f"{'goes on living after its last word' if self._said else fate}; killed")
             worker.kill()
             if not await worker.wait_ended(KILL_SECONDS):
-                self.steps.append(
-                    Step("worker", "", "", f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
-                )
+                self._note(f"does not die within {KILL_SECONDS:g} s: it sleeps in the kernel")
         elif not self._said:
             with trio.move_on_after(REAP_SECONDS):
                 await worker.reaped.wait()
-            self.steps.append(Step("worker", "", "", self._fate(worker)))
+            self._note(worker.fate())
 
-    def _fate(self, worker: Process) -> str:
-        if worker.line.problem:
-            return worker.line.problem
-        if worker.ended:
-            return "died" if worker.status is None else f"died: {describe_status(worker.status)}"
-        return f"did not end within {STOP_SECONDS:g} s"
+    def _note(self, problem: str) -> None:
+        self.steps.append(Step("worker", "", "", problem))
 
     def _believe_untrusted(self, worker: Process) -> None:
         """Take the worker's last word for the log, as far as it has the form; nothing is decided by it but of models."""
@@ -351,7 +353,7 @@ class Session:
         try:
             report = report_untrusted(said)
         except MALFORMED as problem:
-            self.steps.append(Step("worker", "", "", f"its report is none: {escape(repr(problem))}"))
+            self._note(f"its report is none: {escape(repr(problem))}")
             return
         if self.reason is Error.SUCCESS:
             self.reason = report.reason
@@ -368,7 +370,7 @@ class Session:
             if "bdf" in entry.what or self._house.allow_no_reset:
                 continue
             why = (self._unreset or {}).get(entry.name, "")
-            if self._unreset is None and not model_facts(entry)["resettable"]:
+            if self._begun and self._unreset is None and not model_facts(entry)["resettable"]:
                 why = "it has no reset, and its worker did not end well"
             quarantined |= {entry.name: why} if why else {}
         return quarantined

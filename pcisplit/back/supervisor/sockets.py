@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -26,7 +27,7 @@ def listening(path: Path, kind: int = socket.SOCK_SEQPACKET, mode: int = 0o660) 
     A mode with group bits gives the socket to the group of its directory: whoever may look into the directory may knock.
     """
     make_directory(path.parent)
-    with socket.socket(socket.AF_UNIX, kind) as sock:
+    with _locked(path), socket.socket(socket.AF_UNIX, kind) as sock:
         remove_stale(path, kind)
         sock.bind(str(path))
         try:
@@ -39,6 +40,30 @@ def listening(path: Path, kind: int = socket.SOCK_SEQPACKET, mode: int = 0o660) 
             yield sock
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Whoever has the lock beside a socket has the socket: two that start at once do not both take it for stale. ValueError."""
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if name.exists() and os.fstat(lock).st_ino == name.stat().st_ino:
+                break  # and not one that was removed while we waited for it
+        except BlockingIOError:
+            os.close(lock)
+            raise ValueError(f"another backend listens at {path}; stop it or choose another path") from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+    try:
+        yield
+    finally:
+        name.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def make_directory(folder: Path) -> None:

@@ -43,7 +43,9 @@ class Source:
                 "started": self._started,
             },
             "devices": [self._device(entry) for entry in self._registry.entries.values()],
-            "sessions": [self._session(session, stats[session.number]) for session in self._meetings.sessions.values()],
+            "sessions": [
+                self._session(session, stats.get(session.number, {})) for session in self._meetings.sessions.values()
+            ],
         }
 
     def _device(self, entry: Entry) -> dict[str, Any]:

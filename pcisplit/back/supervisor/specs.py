@@ -116,4 +116,9 @@ def make_server(
             "--worker-user and --worker-uids need root, which may change uid; serve as root or without them"
         )
     uids = WorkerUids(worker_uids, worker_user[0] if worker_user else None)
-    return Server(make_registry(texts, dma), path, zygote, Options(worker_uids=uids, **options))
+    registry = make_registry(texts, dma)
+    fronts = {uid for entry in registry.entries.values() for uid in entry.uids | entry.tenders}
+    if shared := sorted(fronts & (set(worker_uids or ()) | ({worker_user[0]} if worker_user else set()))):
+        text = f"uid {shared[0]} is a front's (uid= or tender=) and a worker's: it could signal workers of other fronts"
+        raise ValueError(f"{text}; give --worker-uids a range of its own")
+    return Server(registry, path, zygote, Options(worker_uids=uids, **options))

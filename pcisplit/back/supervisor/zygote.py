@@ -46,6 +46,7 @@ def _become(theirs: socket.socket) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or group: the supervisor decides
             signal.signal(number, signal.SIG_IGN)
         kinds = _mains()
+        os.environ.clear()  # of no use to anybody here, and to be read by whoever takes a worker over
         gc.collect()
         gc.freeze()
         gc.disable()
