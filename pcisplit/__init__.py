@@ -6,4 +6,4 @@ sans-IO and importable alone; ``ring`` is shared memory; ``front`` and ``back`` 
 never import each other; ``cli``, ``demo`` and ``conformance`` are programs on top.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

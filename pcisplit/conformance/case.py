@@ -96,6 +96,7 @@ NOT_OBSERVABLE = {
         ("THR-13", "THR-14", "THR-15", "THR-16", "THR-17"), "which processes a backend is made of " + _INSIDE
     ),
     "THR-18": "needs a failure inside the backend that a peer cannot cause",
+    "THR-19": "a process that sleeps in the kernel " + _INSIDE,
     "ORD-2": "needs a device that is parked for a time the peer can choose",
     "ORD-15": "allows, and demands nothing",
     "LIFE-9": "the processes of the backend are not on the wire",

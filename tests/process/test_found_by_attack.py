@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from pcisplit import wire
 from pcisplit.back.patient import LINES, PatientStream
+from pcisplit.back.supervisor import meeting
 from pcisplit.back.supervisor.processes import Line
+from pcisplit.back.supervisor.registry import SESSIONS_PER_UID, Peer, Registry
 from pcisplit.back.supervisor.sockets import listening
 from pcisplit.back.supervisor.specs import make_server
-from pcisplit.errors import DeviceError, MeetingRefused
+from pcisplit.errors import DeviceError, MeetingRefused, RemoteProtocolError
 from pcisplit.messages import Need
 from pcisplit.wire import Error
 from tests.conftest import DEADLINE, Backend
@@ -175,3 +178,37 @@ def test_of_several_that_find_a_stale_socket_one_gets_it(tmp_path: Path) -> None
 def test_a_front_has_no_workers_uid(tmp_path: Path) -> None:
     with socket.socket() as zygote, pytest.raises(ValueError, match="uid 2001 is a front's"):
         make_server(["a=model:ram,uid=2001"], tmp_path / "s", 0, zygote, worker_uids=range(2000, 2011))
+
+
+@pytest.mark.clause("THR-19", "MEET-14")
+def test_what_does_not_die_counts_against_the_uid_of_its_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A front may keep a process asleep in the kernel; it pays for it with one of its places until that is dead."""
+    monkeypatch.setattr(meeting, "_DEAD_SECONDS", 0.0)
+    registry, peer = Registry([], 0, os.getuid()), Peer(1, 1000, 1000)
+
+    class Left:
+        unclean: tuple[()] = ()
+
+        def __init__(self) -> None:
+            self.dead = trio.Event()
+
+        async def processes_dead(self) -> None:
+            await self.dead.wait()
+
+    async def bury() -> None:
+        async with trio.open_nursery() as nursery:
+            meetings = meeting.Meetings(registry, None, nursery)  # type: ignore[arg-type]  # nothing is met
+            left = [Left() for _ in range(SESSIONS_PER_UID)]
+            for one in left:
+                await meetings._bury(one, peer)  # type: ignore[arg-type]
+            with pytest.raises(RemoteProtocolError):
+                registry.enter(peer)
+            left[0].dead.set()
+            await trio.testing.wait_all_tasks_blocked()
+            registry.enter(peer)
+            registry.leave(peer)
+            for one in left:
+                one.dead.set()
+        assert not registry._held
+
+    trio.run(bury)
