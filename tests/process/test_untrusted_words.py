@@ -53,6 +53,9 @@ class Worker:
     async def wait_ended(self, seconds: float) -> bool:
         return True
 
+    def fate(self) -> str:
+        return self.line.problem or "died"
+
     def kill(self) -> None:
         self.killed += 1
 
@@ -104,6 +107,7 @@ async def live(said: list[bytes], zygote: Any = None) -> tuple[Session, Logged, 
             sock.close()
             await line.gone.wait()
             lost = await session.close()
+            await session.processes_dead()
     return session, lines, line.problem, lost
 
 
@@ -262,6 +266,7 @@ async def ask(said: list[dict[str, Any]], zygote: Any) -> list[dict[str, Any]]:
             channel.close()
             await line.gone.wait()
             await session.close()
+            await session.processes_dead()
     return answers
 
 

@@ -151,10 +151,10 @@ class Worker:
             dma=next(take) if order.dma_size else -1,
             vectors=tuple(tuple(next(take) for _ in range(device.vectors)) for device in order.devices),
         )
-        functions: list[Function] = [self._function(index, device, take) for index, device in enumerate(devices)]
-        session = self._session = WorkerSession(order, resources, functions, self._initialised, self._connected)
-        boot_info = session.open()
         try:
+            functions: list[Function] = [self._function(index, device, take) for index, device in enumerate(devices)]
+            session = self._session = WorkerSession(order, resources, functions, self._initialised, self._connected)
+            boot_info = session.open()
             session.start()
             self._control = Control(session)
             threading.Thread(target=self._serve, name="serve", daemon=True).start()
