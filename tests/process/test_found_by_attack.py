@@ -212,3 +212,19 @@ def test_what_does_not_die_counts_against_the_uid_of_its_front(monkeypatch: pyte
         assert not registry._held
 
     trio.run(bury)
+
+
+def test_a_worker_has_nothing_of_the_operators_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root sees what an undumpable process holds")
+    monkeypatch.setenv("PCISPLIT_SECRET_OF_THE_OPERATOR", "hunter2hunter2")
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o750)
+    backend = Backend(folder, "--device", "ram0=model:ram")
+    try:
+        with backend.connect(dma=0):
+            (worker,) = backend.workers(1)
+            assert b"hunter2" not in Path(f"/proc/{worker}/environ").read_bytes()
+            assert b"hunter2" in Path(f"/proc/{backend.process.pid}/environ").read_bytes()
+    finally:
+        backend.stop()

@@ -132,9 +132,8 @@ class Keeper:
 
     def _select_reset(self, message: Message, fds: list[int]) -> Result:
         function, method = self._function(message), ResetMethod(message["method"])
-        if method not in function.reset_methods:
-            raise DeviceError(Error.NO_RESET, f"{function.spec}: has no reset by {method.name.lower()}")
-        function.host.select_reset(method)
+        _check_reset(function, method)
+        function.select_reset(method)
         return {}, []
 
     # -- a session ends ---------------------------------------------------------------------------------------
@@ -145,6 +144,8 @@ class Keeper:
 
     def _recover(self, message: Message, fds: list[int]) -> Result:
         """The keeper before us died in the middle of a session: its devices, in order."""
+        if fds:
+            (self._worker,) = fds
         self._acquire(message["devices"])
         return self._finish(message, fds)
 
@@ -193,3 +194,9 @@ class Keeper:
         """Give the group back."""
         if self._group is not None:
             self._group.close()
+
+
+def _check_reset(function: VfioFunction, method: ResetMethod) -> None:
+    """What the operator did not choose is no worker's to ask for [LIFE-26]. Raises DeviceError."""
+    if method not in function.reset_methods:
+        raise DeviceError(Error.NO_RESET, f"{function.spec}: has no reset by {method.name.lower()}")

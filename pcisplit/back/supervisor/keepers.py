@@ -17,6 +17,7 @@ from pcisplit.wire import Error
 OPEN_SECONDS = 20.0  #: an acquire may reset; vfio-pci resets at the first open
 MAP_SECONDS = 60.0  #: pinning; gigabytes of 4 KiB pages take seconds
 RESET_SECONDS = 10.0
+KILL_SECONDS = 2.0  #: for the kernel to end a keeper that was killed
 FINISH_SECONDS = 60.0  #: 1 s of transactions and a reset per function, and a worker that takes its time to die
 
 _log = structlog.get_logger("pcisplit")
@@ -28,7 +29,12 @@ class Keeper:
     def __init__(self, group: str, process: Process, again: "Keepers", nursery: trio.Nursery) -> None:
         self.group, self._process, self._again, self._nursery = group, process, again, nursery
         self._whats: list[Mapping[str, Any]] = []
-        process.line.listeners["log"] = self._hear
+        self._worker: Process | None = None
+        self._asking = trio.Lock()
+        self._listen()
+
+    def _listen(self) -> None:
+        self._process.line.listeners["log"] = self._hear
 
     def _hear(self, message: Message) -> None:
         getattr(_log, message["level"])(message["event"], **message["fields"])
@@ -46,7 +52,7 @@ class Keeper:
         self, worker: Process, whats: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Mapping[str, Any]], list[int]]:
         """Acquire these functions for the session of `worker`: what each is, and a descriptor of each. Raises DeviceError."""
-        self._whats = list(whats)
+        self._whats, self._worker = list(whats), worker
         said, fds = await self._process.line.ask("open", OPEN_SECONDS, [worker.pidfd], devices=list(whats))
         if len(fds) != len(whats):
             close_all(fds)
@@ -59,38 +65,43 @@ class Keeper:
 
     async def serve(self, what: Mapping[str, Any], message: Message) -> dict[str, Any]:
         """A worker's request for what only a keeper may do, checked by the caller to be of its own device."""
-        said, fds = await self._process.line.ask(
-            message["do"], RESET_SECONDS, bdf=what["bdf"], method=int(message.get("method", 0))
-        )
+        arguments = {"bdf": what["bdf"], "method": int(message.get("method", 0))}
+        async with self._asking:  # a keeper does one thing after another, and so does a worker that lies
+            said, fds = await self._process.line.ask(message["do"], RESET_SECONDS, **arguments)
         close_all(fds)
         return said
 
     async def finish(self) -> tuple[list[Step], str, dict[str, str]]:
         """The safe order. Returns its steps; why the group cannot be let go of, if so; why a function was not reset, by spec.
 
-        A keeper that died is followed by another, which opens the group anew and does the same.
+        A keeper that died is followed by another, which opens the group anew and does the same; one that hangs is killed, and
+        followed when it is dead. Can be called again for what could not be done.
         """
+        steps: list[Step] = []
+        if self.usable:
+            try:
+                return await self._order("finish")
+            except DeviceError as problem:
+                steps.append(Step("keeper", "", "", str(problem)))
+                self._process.kill()
+        if not await self._process.wait_ended(KILL_SECONDS):
+            return steps, "its keeper hangs: it sleeps in the kernel", {}
+        self._process.forget()
+        worker = [self._worker.pidfd] if self._worker is not None and self._worker.pidfd >= 0 else []
         try:
-            said, fds = await self._process.line.ask("finish", FINISH_SECONDS)
-            close_all(fds)
-            return [Step(*step) for step in said["steps"]], said["unclean"], said["unreset"]
-        except DeviceError as problem:
-            dead = self._process.ended
-            self._again.lose(self)
-            if not dead:
-                return [Step("keeper", "", "", str(problem))], f"its keeper hangs: {problem}", {}
-            return await self._recover(str(problem))
-
-    async def _recover(self, why: str) -> tuple[list[Step], str, dict[str, str]]:
-        steps = [Step("keeper", "", "", why)]
-        try:
-            with trio.fail_after(FINISH_SECONDS):
-                other = await self._again.get(self._nursery, self.group)
-                said, fds = await other._process.line.ask("recover", FINISH_SECONDS, devices=self._whats)
-                close_all(fds)
-        except (DeviceError, OSError, trio.TooSlowError) as problem:
+            self._process = await self._again.fork(self._nursery, self.group)
+            self._listen()
+            found, unclean, unreset = await self._order("recover", worker, devices=self._whats)
+        except (DeviceError, OSError) as problem:
             return steps, f"its keeper died, and the next one cannot have it: {problem}", {}
-        return steps + [Step(*step) for step in said["steps"]], said["unclean"], said["unreset"]
+        return steps + found, unclean, unreset
+
+    async def _order(
+        self, do: str, fds: Sequence[int] = (), **arguments: Any
+    ) -> tuple[list[Step], str, dict[str, str]]:
+        said, brought = await self._process.line.ask(do, FINISH_SECONDS, fds, **arguments)
+        close_all(brought)
+        return [Step(*step) for step in said["steps"]], said["unclean"], said["unreset"]
 
     async def shut(self) -> None:
         """Let the group go, at the end of serve."""
@@ -115,16 +126,16 @@ class Keepers:
     async def get(self, nursery: trio.Nursery, group: str) -> Keeper:
         """The keeper of a group, forked if there is none. Raises DeviceError, OSError."""
         keeper = self._by_group.get(group)
-        if keeper is None or not keeper.usable:
-            process = await self._zygote.fork(nursery, "keeper", f"the keeper of {group}")
-            keeper = self._by_group[group] = Keeper(group, process, self, nursery)
+        if keeper is not None and not keeper.usable:  # it died between two sessions
+            keeper.drop()
+            keeper = None
+        if keeper is None:
+            keeper = self._by_group[group] = Keeper(group, await self.fork(nursery, group), self, nursery)
         return keeper
 
-    def lose(self, keeper: Keeper) -> None:
-        """It died or hangs; nobody is to use it again."""
-        if self._by_group.get(keeper.group) is keeper:
-            del self._by_group[keeper.group]
-        keeper.drop()
+    async def fork(self, nursery: trio.Nursery, group: str) -> Process:
+        """A process that can become the keeper of a group. Raises DeviceError, OSError."""
+        return await self._zygote.fork(nursery, "keeper", f"the keeper of {group}")
 
     async def shut(self) -> None:
         for keeper in list(self._by_group.values()):

@@ -8,13 +8,14 @@ import contextlib
 import fcntl
 import itertools
 import termios
+import traceback
 
 import structlog
 import trio
 
 from pcisplit import wire
 from pcisplit.back.channel import rights
-from pcisplit.back.log import escape
+from pcisplit.back.log import bug, escape
 from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.registry import Peer, Registry
 from pcisplit.back.supervisor.session import Session
@@ -190,7 +191,12 @@ class Meetings:
         while session.unclean:
             await trio.sleep(pause)
             pause = min(2 * pause, _LATE_MOST)
-            for name, why in (await session.finish_late()).items():
+            try:
+                late = await session.finish_late()
+            except Exception:  # a bug of ours: its devices stay quarantined, the others go on
+                bug("session failed; please report this", traceback.format_exc())
+                return
+            for name, why in late.items():
                 self._registry.entries[name].quarantined = why
                 if not why:
                     structlog.get_logger("pcisplit").info("released", device=name, session=session.number)

@@ -160,6 +160,10 @@ class Line:
     def _take_untrusted(self, nursery: trio.Nursery, data: bytes, fds: list[int]) -> None:
         try:
             message = unpack_untrusted(data)
+        except ChannelError:
+            close_all(fds)
+            raise
+        try:
             if "ok" in message or "error" in message:
                 waiting = self._waiting.pop(message["id"], None)
                 if waiting is not None:
@@ -227,12 +231,16 @@ class Process:
 
     @property
     def ended(self) -> bool:
-        """Whether it is dead, as the kernel says."""
+        """Whether it is dead, as the kernel says; also when it was forgotten."""
+        if self.pidfd < 0:
+            return True
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def kill(self) -> None:
+        if self.pidfd < 0:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 

@@ -76,7 +76,6 @@ class Session:
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
-        self._asking = trio.Lock()
         self._begun = False  # the worker was told to open its models
 
     # -- opening ----------------------------------------------------------------------------------------------
@@ -229,8 +228,7 @@ class Session:
         keeper = next((k for k in self._keepers if k.group == entry.device.group), None)
         if keeper is None:
             raise DeviceError(Error.NO_RESET, f"{entry.name} has no keeper")
-        async with self._asking:  # one at a time: the keeper has to be free when the session ends
-            return await keeper.serve(entry.what, message)
+        return await keeper.serve(entry.what, message)
 
     # -- the control plane ------------------------------------------------------------------------------------
 
@@ -385,8 +383,8 @@ class Session:
         quarantined: dict[str, str] = {}
         for entry in self.entries:
             if entry.device.group == keeper.group:
-                if spared := unreset.get(entry.device.spec, ""):
-                    self._not_reset[entry.name] = spared
+                if any(step.name == "reset" and step.device == entry.device.spec for step in steps):
+                    self._not_reset[entry.name] = unreset.get(entry.device.spec, "")
                 why = unclean or ("" if self._house.allow_no_reset else self._not_reset.get(entry.name, ""))
                 quarantined |= {entry.name: why} if why else {}
         return quarantined

@@ -9,9 +9,11 @@ pidfd, taken before the process can be reaped. ``{"tell": "exited", "pid": ..., 
 """
 
 import contextlib
+import ctypes
 import errno
 import gc
 import os
+import posix
 import select
 import signal
 import socket
@@ -46,7 +48,7 @@ def _become(theirs: socket.socket) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # of a terminal or group: the supervisor decides
             signal.signal(number, signal.SIG_IGN)
         kinds = _mains()
-        os.environ.clear()  # of no use to anybody here, and to be read by whoever takes a worker over
+        _forget_environment()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -58,6 +60,16 @@ def _become(theirs: socket.socket) -> NoReturn:
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _forget_environment() -> None:
+    """The operator's environment is of no use to anybody here, and could be read by whoever takes a worker over."""
+    os.environ.clear()
+    posix.environ.clear()
+    with open("/proc/self/stat") as stat:  # fields 50 and 51 of proc(5): where the kernel put it
+        fields = stat.read().rpartition(")")[2].split()
+    start, end = int(fields[47]), int(fields[48])
+    ctypes.memset(start, 0, end - start)
 
 
 def _mains() -> dict[str, Main]:

@@ -86,9 +86,10 @@ class Actor:
         while True:
             with self._posting:
                 call = self._calls.popleft() if self._calls else None
+                begun = call is not None and not call.given_up
             if call is None:
                 return
-            if not call.given_up:
+            if begun:
                 self._counts["calls"] += 1
                 with self._doing(call.name):
                     try:
@@ -170,7 +171,8 @@ class Actor:
             self._calls.append(call)
         self.core.owner_wake()
         if not call.done.wait(timeout):
-            call.given_up = True
+            with self._posting:
+                call.given_up = True  # unless it has begun: then it is done, for nobody
             doing, since = self._status()
             text = f"{self.device.spec}: {name} was not done in {timeout:g} s: its owner is inside of {doing}"
             raise TimeoutError(f"{text}, for {max(0.0, time.monotonic() - since):.1f} s")

@@ -5,6 +5,7 @@
 thread                  owns
 ======================  ===============================================================================================
 main                    the channel: orders of the supervisor
+control                 questions of the operator that wait for an owner
 serve                   the loop (C, no GIL), the front's life, and in the end the teardown and the process
 owner, one per device   the device outside of the loop
 model, one per model    what a model does by itself
@@ -37,7 +38,7 @@ from pcisplit.wire import Error, Feature, ResetMethod, VectorMode
 #: Octets of address space that a worker may take beyond what its session begins with.
 SPARE_MEMORY = 64 << 20
 #: Seconds that the supervisor gets to answer.
-ASK_SECONDS = 10.0
+ASK_SECONDS = 30.0
 
 #: CPython 3.11 specializes code after 8 runs, 3.12 and 3.13 sooner.
 _PRACTICE = 20
@@ -218,17 +219,20 @@ class Worker:
 
     def _dump(self, message: Message, fds: list[int]) -> None:
         """Answered by the control thread: an owner may be inside of a reset."""
-        assert self._control is not None
-        self._control.dump(
+        self._opened().dump(
             message["device"],
             message["hardware"],
             lambda result: self._channel.send(answer(message["id"], **result)),
             lambda code, text: self._channel.send(failure(message["id"], code, text)),
         )
 
+    def _opened(self) -> Control:
+        if self._control is None:
+            raise DeviceError(Error.BUSY, "the session is being opened; try again")
+        return self._control
+
     def _stats(self, message: Message, fds: list[int]) -> dict[str, Any]:
-        assert self._control is not None
-        return self._control.stats()
+        return self._opened().stats()
 
 
 class _Keeper(Host):

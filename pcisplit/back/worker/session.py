@@ -193,7 +193,9 @@ class WorkerSession:
             self._step(State.CLOSING)
         self.stop_owners()
         if not done.step("stop owners", self._join_owners):
-            return done  # one is still inside of its device: nothing may be taken from under it
+            why = done.steps[-1].problem  # one is still inside of its device: nothing may be taken from under it
+            self.unreset = {order.name: why for order in self.order.devices if not order.kept}
+            return done
         done.step("detach doorbells", lambda: os.close(self.resources.kick))
         ours = self._ours()
         names = [order.name for order in self.order.devices if not order.kept]

@@ -277,9 +277,13 @@ class VfioFunction(Function):
             self.host.hot_reset()
             return
         if self._selected != (method,):
-            self.host.select_reset(method)
-            self._selected = (method,)
+            self.select_reset(method)
         self._ioctl(f"its reset by {method.name.lower()}", abi.VFIO_DEVICE_RESET, 0)
+
+    def select_reset(self, method: ResetMethod) -> None:
+        """Make `method` what the kernel does when it is told to reset the function. DeviceError."""
+        self.host.select_reset(method)
+        self._selected = (method,)
 
     def power(self, state: int) -> None:
         raise not_built(self.spec, f"power state D{state}")
