@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The contract of the device seam over every model; over VFIO it runs in the lab (tests/lab/checks_contract.py)."""
+"""The contract of the device seam over every model; over VFIO it runs in the lab (tests/lab/checks_vfio.py)."""
 
 import os
 import threading

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Front gone: the safe order, as a table [LIFE-10]. A step that fails is recorded and does not stop the next.
+"""Front gone: the safe order, step by step [LIFE-10]. A step that fails is recorded and does not stop the next.
 
 The order is what keeps the host's memory safe: a device may still be mastering the bus when its front dies, so the bus master
 goes off and the device is reset before a single page is unmapped, and pages are never used again.
@@ -32,8 +32,8 @@ class Step(NamedTuple):
 class Teardown:
     """Runs steps, records them, never raises."""
 
-    def __init__(self, steps: Sequence[Step] = ()) -> None:
-        self.steps: list[Step] = list(steps)
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
 
     def step(self, name: str, action: Callable[[], object], device: str = "") -> bool:
         """Do `action`; its result becomes text. Returns whether it went well."""

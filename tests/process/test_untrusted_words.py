@@ -274,13 +274,13 @@ async def ask(said: list[dict[str, Any]], zygote: Any) -> list[dict[str, Any]]:
 def test_sealing_without_descriptors_is_a_refusal(problem: Exception) -> None:
     """It was an exception out of the reader of the line, which ended the backend with all its sessions."""
     (answer,) = trio.run(ask, [request(1, "initialised")], NoZygote(problem))
-    assert answer["error"] == Error.BAD_REQUEST and "none left" in answer["text"]
+    assert answer["error"] == Error.QUOTA and "none left" in answer["text"]
 
 
 def test_initialised_a_hundred_times() -> None:
     zygote = NoZygote(DeviceError(Error.QUOTA, "none left"))
     answers = trio.run(ask, [request(n, "initialised") for n in range(100)], zygote)
-    assert [answer["error"] for answer in answers] == [Error.BAD_REQUEST] + [Error.BUSY] * 99
+    assert [answer["error"] for answer in answers] == [Error.QUOTA] + [Error.BUSY] * 99
 
 
 @pytest.mark.parametrize("device", [2, -1, 10**6, 1.0, True, None, "0", [], {}])

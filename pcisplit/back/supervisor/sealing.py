@@ -38,22 +38,23 @@ class Sealer:
             came.set()
 
     async def seal(self, fd: int) -> None:
-        """Once. The sealer is ended afterwards. Raises DeviceError (BAD_REQUEST)."""
+        """Once. The sealer is ended afterwards. Raises DeviceError: BAD_REQUEST, QUOTA when there is none."""
         try:
             if self._came is not None:
                 await self._came.wait()
-            if self._process is None:
-                raise DeviceError(Error.OP_FAILED, self._why)
-            await self._process.line.ask("seal", SEAL_SECONDS, [fd])
-        except (DeviceError, OSError) as problem:
-            raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
+            if self._process is None:  # we ran out of something, and the front has done nothing
+                raise DeviceError(Error.QUOTA, f"f2b cannot be sealed: {self._why}")
+            try:
+                await self._process.line.ask("seal", SEAL_SECONDS, [fd])
+            except DeviceError as problem:
+                raise DeviceError(Error.BAD_REQUEST, f"f2b cannot be sealed: {problem}") from None
         finally:
             await self.end()
 
     async def end(self) -> None:
         """Kill it, if there is one or one is on its way. Idempotent."""
         if self._came is not None:
-            with trio.CancelScope(shield=True):  # the zygote answers in time, or it is taken for dead
+            with trio.CancelScope(shield=True):  # the zygote answers in time, or the fork has failed
                 await self._came.wait()
         if self._process is not None:
             self._process.kill()

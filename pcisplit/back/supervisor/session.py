@@ -294,7 +294,7 @@ class Session:
     # -- ending -----------------------------------------------------------------------------------------------
 
     async def close(self) -> dict[str, str]:
-        """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name. Never raises."""
+        """Worker dead, devices in order, nothing of ours left. Returns why a device is quarantined, by name."""
         try:
             if self.worker is not None:
                 try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What makes an owner an actor: one thread, fed from four sources, that says at any time what it is doing.
 
-The sources: ring requests (``_request``, of the subclass), calls of other threads (control plane, detach, eject), events
+The sources: ring requests (``_request``, of the subclass), calls of other threads (the control plane), events
 of the device, deadlines. They are done one after the other, so what they do needs no lock.
 """
 

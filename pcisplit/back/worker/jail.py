@@ -76,7 +76,7 @@ def drop_capabilities() -> None:
 
 
 def lock(rules: Any, memory: int) -> None:
-    """No further descriptor, process or thread, `memory` octets of address space beyond what there is; then the filter.
+    """No descriptor above the highest number in use, no process or thread; `memory` octets more than there are; the filter.
 
     Raises OSError.
     """
