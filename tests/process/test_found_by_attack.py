@@ -2,6 +2,7 @@
 """What somebody found who attacked the processes: each ended the backend, or went on for ever, before it was mended."""
 
 import errno
+import io
 import os
 import socket
 import subprocess
@@ -109,19 +110,35 @@ def test_a_jailed_worker_signals_by_the_kernel_itself(make_backend: Callable[...
         assert edu.irq(0).wait(timeout=DEADLINE) == 1
 
 
-def test_a_log_whose_reader_is_gone_or_stalls_holds_up_nobody() -> None:
-    read, write = os.pipe()
-    with os.fdopen(write, "w") as stream:
-        patient = PatientStream(stream)
-        for number in range(4 * LINES):  # more than pipe and queue take
-            patient.write(f"{number} {'x' * 100}\n")
-        assert patient._left_out > 0
-        os.close(read)
-        patient.drain(DEADLINE)
-        patient.write("nobody hears this\n")
-        patient.drain(DEADLINE)
-        assert not patient._lines.unfinished_tasks
-        stream.close = lambda: None  # type: ignore[method-assign]  # what it still holds can be written nowhere
+class Reader(io.StringIO):
+    """A stream whose reader stalls until told, and may be gone then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.gone = threading.Event(), False
+
+    def write(self, text: str) -> int:
+        assert self.reads.wait(DEADLINE)
+        if self.gone:
+            raise BrokenPipeError(errno.EPIPE, "nobody reads")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_log_whose_reader_stalls_or_is_gone_holds_up_nobody(gone: bool) -> None:
+    reader = Reader()
+    patient = PatientStream(reader)
+    for number in range(2 * LINES):
+        patient.write(f"{number}\n")
+    assert patient._left_out >= LINES - 1
+    reader.gone = gone
+    reader.reads.set()
+    patient.drain(DEADLINE)
+    patient.write("once more\n")
+    patient.drain(DEADLINE)
+    assert not patient._lines.unfinished_tasks
+    said = reader.getvalue().splitlines()
+    assert said == [] if gone else said[0] == "0" and "left out" in said[-2] and said[-1] == "once more"
 
 
 def test_serve_goes_on_when_whoever_read_its_log_has_gone(tmp_path: Path) -> None:
