@@ -2,6 +2,7 @@
 """A stream whose reader may stall or go away without anybody waiting or failing: for the log of a process that serves others."""
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -45,10 +46,19 @@ class PatientStream:
     def _run(self) -> None:
         while True:
             text = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):  # the reader has gone: nobody is left to tell
+            try:
                 self._stream.write(text)
                 self._stream.flush()
+            except (OSError, ValueError):
+                self._forget_reader()
             self._lines.task_done()
+
+    def _forget_reader(self) -> None:
+        """It has gone, and nobody is left to tell; what is still in a buffer must not fail when the process ends."""
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
 
     def drain(self, seconds: float) -> None:
         """Give the reader so many seconds for what waits, at the end."""

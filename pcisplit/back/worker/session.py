@@ -193,8 +193,11 @@ class WorkerSession:
             self._step(State.CLOSING)
         self.stop_owners()
         if not done.step("stop owners", self._join_owners):
-            why = done.steps[-1].problem  # one is still inside of its device: nothing may be taken from under it
-            self.unreset = {order.name: why for order in self.order.devices if not order.kept}
+            # One is still inside of its device: nothing may be taken from under it. Models end with this process, which is as
+            # good as a reset for those that have one.
+            pairs = zip(self.order.devices, self.functions, strict=True)
+            spared = [order.name for order, function in pairs if not order.kept and not function.reset_methods]
+            self.unreset = dict.fromkeys(spared, done.steps[-1].problem)
             return done
         done.step("detach doorbells", lambda: os.close(self.resources.kick))
         ours = self._ours()
