@@ -12,7 +12,7 @@ from pcisplit import pci
 from pcisplit.back import log
 from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Interrupts, IovaRange, not_built
 from pcisplit.back.devices.models.iommu import SoftwareIommu
-from pcisplit.back.devices.signal import prepare, signal_eventfd
+from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.errors import DeviceError
 from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
@@ -65,7 +65,6 @@ class ModelDevice:
         if self._open:
             raise DeviceError(Error.BUSY, f"{self.spec}: is already acquired")
         self._open = True
-        prepare()
         try:
             self.stopping.clear()
             self._jobs = queue.SimpleQueue()  # what the last session asked for must not happen in this one
