@@ -55,10 +55,8 @@ class PatientStream:
 
     def _forget_reader(self) -> None:
         """It has gone, and nobody is left to tell; what is still in a buffer must not fail when the process ends."""
-        with contextlib.suppress(OSError, ValueError):
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb", buffering=0) as null:
+            os.dup2(null.fileno(), self._stream.fileno())
 
     def drain(self, seconds: float) -> None:
         """Give the reader so many seconds for what waits, at the end."""

@@ -245,3 +245,14 @@ def test_a_worker_has_nothing_of_the_operators_environment(monkeypatch: pytest.M
             assert b"hunter2" in Path(f"/proc/{backend.process.pid}/environ").read_bytes()
     finally:
         backend.stop()
+
+
+def test_a_log_that_was_closed_costs_no_descriptor(tmp_path: Path) -> None:
+    """It cost one a line, until select() and then open() of the whole process failed."""
+    with (tmp_path / "log").open("w") as stream:
+        patient = PatientStream(stream)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        patient.write("lost\n")
+    patient.drain(DEADLINE)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
