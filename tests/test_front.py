@@ -505,6 +505,7 @@ def test_a_refusal_that_no_retry_helps_is_raised_at_once(backend: Backend) -> No
         backend.connect(devices=["nic9"], wait=20)
     assert time.monotonic() - before < 10
     assert "waiting" not in str(refused.value)
+    backend.wait_log("refused")  # the line may come after the answer
     assert [line["event"] for line in backend.log].count("refused") == 1
 
 
