@@ -76,6 +76,7 @@ class Session:
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
+        self._replied = False  # the front was given the session
         self._begun = False  # the worker was told to open its models
 
     # -- opening ----------------------------------------------------------------------------------------------
@@ -189,6 +190,7 @@ class Session:
 
     def replied(self) -> None:
         """The front has its descriptors on their way: all we need is f2b, for its last seals."""
+        self._replied = True
         self._drop([fd for fd in self._held if fd != self._f2b])
 
     # -- what the worker says ---------------------------------------------------------------------------------
@@ -345,8 +347,8 @@ class Session:
         """Take the worker's last word for the log, as far as it has the form; nothing is decided by it but of models."""
         said = self._said
         if said is None:
-            if self.reason is Error.SUCCESS and worker.line.problem:
-                self.reason = Error.OP_FAILED
+            if self.reason is Error.SUCCESS and (self._replied or worker.line.problem):
+                self.reason = Error.OP_FAILED  # as its front sees it [LIFE-31]
             return
         try:
             report = report_untrusted(said)

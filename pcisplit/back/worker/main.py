@@ -192,6 +192,7 @@ class Worker:
         """The serve thread: the session, then its end, which is the end of the process."""
         session = self._session
         assert session is not None
+        status = 0
         try:
             session.serve()
             told = session.close()
@@ -206,8 +207,9 @@ class Worker:
             pass
         except BaseException:
             log.bug("worker failed", traceback.format_exc())
+            status = 1
         finally:
-            os._exit(0)
+            os._exit(status)
 
     def _stop(self, message: Message, fds: list[int]) -> dict[str, Any]:
         if self._session is None or not self._served:  # opening failed
