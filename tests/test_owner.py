@@ -469,14 +469,41 @@ def test_owners_of_a_session_take_turns_with_their_blocks() -> None:
         assert snapshot["owner_ns"] > 256 * 300_000
 
 
+class SlowFiled(Filed):
+    """Its memory takes 100 µs a read, which is the CPU's time; a block into the file behind it is its owner's, and C's alone."""
+
+    def _power_on(self) -> None:
+        super()._power_on()
+        slow, *rest = self.bars[0].areas
+        self.bars = (bar(0, 4 * self.PART, slow._replace(read_ns=100_000), *rest), *self.bars[1:])
+
+
+@pytest.mark.clause("THR-12")
+def test_blocks_that_python_never_sees_come_in_slices_too() -> None:
+    """25 ms of CPU in turns of 1 ms, however many there are that wait for one."""
+    devices = SlowFiled("first"), SlowFiled("second")
+    with Pair(*devices) as pair:
+        for index, device in enumerate(devices):
+            device_of(pair, index)
+            device.calls.clear()
+        words = Filed.PART + 4
+        long = [Request(Op.BAR_READ_BLOCK, device=n, width=4, length=words, bulk=4096 * n) for n in range(2)]
+        assert [answer.length for answer in answers_to(pair, long)] == [words, words]
+        assert [device.calls for device in devices] == [[], []]
+        for owner in pair.back.owners:
+            assert owner.snapshot()["slices"] >= 20
+    for device in devices:
+        os.close(device.file)
+
+
 @pytest.mark.clause("ORD-2", "THR-12")
 def test_an_owner_that_sleeps_in_its_device_does_not_keep_the_turn() -> None:
     slow, quick = Filed("slow"), Filed("quick")
-    asleep, awake = threading.Event(), threading.Event()
+    asleep, awake, overslept = threading.Event(), threading.Event(), []
 
     def sleep() -> None:
         asleep.set()
-        awake.wait(DEADLINE)
+        overslept.extend([] if awake.wait(DEADLINE) else ["the turn was kept until it woke up by itself"])
 
     slow.pause = sleep
     with Pair(slow, quick) as pair:
@@ -486,7 +513,7 @@ def test_an_owner_that_sleeps_in_its_device_does_not_keep_the_turn() -> None:
         assert asleep.wait(DEADLINE)
         (answer,) = answers_to(pair, [block(1)])
         assert (answer.device, answer.error, answer.length) == (1, 0, 1024)
-        assert pair.back.owners[0].doing == "bar_read_block"
+        assert not overslept and pair.back.owners[0].doing == "bar_read_block"
         awake.set()
     for device in (slow, quick):
         os.close(device.file)
