@@ -174,7 +174,7 @@ class Worker:
     def _function(self, index: int, device: dict[str, Any], fds: Any) -> Function:
         what = device["what"]
         if "vfio" in what:
-            function = VfioFunction.from_description(next(fds), what["vfio"], _Keeper(self, index))
+            function = VfioFunction.from_description(next(fds), what["vfio"], KeeperHost(self, index))
             function.map_bars()
             return function
         model = DumpModel(what["dump"]) if "dump" in what else make_model(what["model"], what["options"])
@@ -240,7 +240,7 @@ class Worker:
         return self._opened().stats()
 
 
-class _Keeper(Host):
+class KeeperHost(Host):
     """What only the keeper of a function's group can do, asked for by way of the supervisor."""
 
     def __init__(self, worker: Worker, index: int) -> None:
