@@ -97,11 +97,14 @@ class MeetingRefused(PcisplitError):
 
 
 class SessionGone(PcisplitError):
-    """The session ended under us: the back closed it or died. ``reason`` is its last word, SUCCESS if it said none."""
+    """The session ended under us. ``reason`` is why: SUCCESS if it was closed in order, OP_FAILED if the back died [LIFE-31].
 
-    def __init__(self, reason: Error) -> None:
+    Where the frontend knows more than the table, ``sentence`` stands for the table's.
+    """
+
+    def __init__(self, reason: Error, sentence: str = "") -> None:
         said = "the backend ended it" if reason is Error.SUCCESS else f"{error_name(reason)}: {ERRORS[reason].sentence}"
-        super().__init__(f"the session is gone: {said}; connect again")
+        super().__init__(f"the session is gone: {sentence or said}; connect again")
         self.reason = reason
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import pcisplit.front
 from pcisplit.front import Session
+from tests.control_backend import Running, control_backend
 
 DEADLINE = 20.0
 
@@ -31,7 +32,7 @@ def alive(pid: int) -> bool:
     """Whether a process runs; one that is dead may wait to be reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or read
         return False
 
 
@@ -135,6 +136,13 @@ def session(backend: Backend) -> Iterator[Session]:
         for name in session.devices:
             session.acquire(name).config.write16(0x04, 0x07)
         yield session
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    """A control server over a scripted source."""
+    with control_backend(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ class RemoteDevice:
         try:
             octets = bytes(self._state)
         except ValueError:  # released
-            raise SessionGone(Error.SUCCESS) from None
+            raise SessionGone(Error.SUCCESS, "this side closed it") from None
         return int(parse_untrusted(wire.DEVICE_STATE, octets, "device state", Error.OP_FAILED)[name])
 
     def release(self) -> None:

@@ -120,7 +120,7 @@ def _meet(sock: socket.socket, hello: Hello) -> tuple[Reply, list[int]]:
     sock.send(hello.to_bytes())
     data, fds, _, _ = socket.recv_fds(sock, 1 << 18, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if not data:
-        raise SessionGone(Error.SUCCESS)
+        raise SessionGone(Error.OP_FAILED, "the backend hung up without an answer")
     try:
         return parse_reply_untrusted(data), fds
     except RemoteProtocolError:

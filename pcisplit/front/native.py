@@ -31,12 +31,17 @@ class Handle:
         self.raw: Any = ffi.gc(raw, lib.pcsf_free)  # a thread on its way in holds it: memory outlives the session
         self.timeout = 0.0
         self.strays = 0  #: answers to submitted requests that came to somebody else
-        self._closed = False
+        self._ended = self._closed = False
 
     def set_timeout(self, seconds: float) -> None:
         """Seconds after which a call gives up."""
         self.timeout = seconds
         lib.pcsf_set_timeout(self.raw, int(seconds * 1e9))
+
+    def end(self) -> None:
+        """Tell the back that this side closes; a call that waits comes out. Idempotent."""
+        self._ended = True
+        lib.pcsf_close(self.raw)
 
     def free(self) -> None:
         """Let go of the mappings; calls fail from now on. Nobody is inside: ``pcsf_retire`` has said so. Idempotent."""
@@ -56,15 +61,23 @@ class Handle:
 
     def fail_code(self, number: int, where: str, rule: int = 0, detail: int = 0) -> NoReturn:
         if number == INSIDE and self._closed:
-            raise SessionGone(Error.SUCCESS)
+            raise self._gone()
         if number == INSIDE:
             raise BusyError(f"{where}: another thread is inside this session; it is for one thread at a time")
         code = known_error(number)
         if code is Error.GONE and (lib.pcsf_gone(self.raw) or self.back_state() is not State.CONNECTED):
-            raise SessionGone(self.back_reason())
+            raise self._gone()
         if code is Error.TIMEOUT:
             raise AccessTimeout(code, where)
         raise AccessError(code, where, rule, detail)
+
+    def _gone(self) -> SessionGone:
+        """Why there is no session any more, as far as this side can know [LIFE-31]."""
+        if self._ended:
+            return SessionGone(Error.SUCCESS, "this side closed it")
+        if self.back_state() in (State.CLOSING, State.CLOSED):
+            return SessionGone(self.back_reason())
+        return SessionGone(Error.OP_FAILED, "the backend's process for it died or was killed, and did not close it")
 
     def check(self, packed: int, where: str) -> None:
         """Raise if the packed result is an error."""

@@ -157,7 +157,7 @@ class Session:
             return
         if self._open:
             self._open = False
-            lib.pcsf_close(self._handle.raw)
+            self._handle.end()
             with contextlib.suppress(OSError):  # the back does not see this; who waits in here does, at once
                 self._sock.shutdown(socket.SHUT_RD)
         self._retire()

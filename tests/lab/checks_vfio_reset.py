@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
+from pcisplit.back.channel import Channel, ChannelClosed, make_pair, request
 from pcisplit.back.devices.vfio.device import VfioHost
+from pcisplit.back.keeper import main as keeper
 from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MEM
 from pcisplit.wire import Error, ResetMethod, VectorType
 
-from .check import PCI, bind_vfio, clause
+from .check import PCI, bind_vfio, clause, iommu_group
 from .vfio import (
     ACKNOWLEDGE,
     E1000E,
@@ -201,3 +205,53 @@ def check_reset_of_shared_bus() -> None:
         assert two.config_read(COMMAND, 2) & COMMAND_MASTER  # restored by the kernel, as before
         assert memory.round_trip(two, b"neighbour") == b"neighbour"
         assert two.unmap_dma() == WINDOW
+
+
+@clause("LIFE-26", "THR-16")
+def check_resets_that_a_worker_may_not_ask_for() -> None:
+    """A keeper whose operator chose `pm` refuses its worker every other reset, also the bus's, which VFIO would do."""
+    bdf = only(E1000E)
+    file = PCI / "devices" / str(bdf) / "reset_method"
+    before = file.read_text()
+    theirs, ours = make_pair()
+    if (pid := os.fork()) == 0:
+        ours.close()
+        try:
+            keeper.run(Channel(theirs))
+        except ChannelClosed:
+            pass
+        finally:
+            os._exit(0)
+    theirs.close()
+    if (worker := os.fork()) == 0:
+        signal.pause()
+    channel = Channel(ours)
+
+    def ask(do: str, *fds: int, **arguments: object) -> Error:
+        channel.send(request(1, do, **arguments), fds)
+        said, sent = channel.recv()
+        for fd in sent:
+            os.close(fd)
+        print(do, arguments, {key: said[key] for key in said if key == "text"})
+        return Error(said.get("error", 0))
+
+    for choice, may in (("pm", {ResetMethod.PM}), ("", {ResetMethod.PM, ResetMethod.BUS}), ("none", set())):
+        what = {"bdf": str(bdf), "group": iommu_group(str(bdf)), "id": list(E1000E), "reset": choice}
+        pidfd = os.pidfd_open(worker)
+        assert ask("open", pidfd, devices=[what]) is Error.SUCCESS
+        os.close(pidfd)
+        for method in ResetMethod:
+            refused = ask("select_reset", bdf=str(bdf), method=method) is Error.NO_RESET
+            assert refused == (method not in may), (choice, method)
+            assert set(file.read_text().split()) <= {one.name.lower() for one in may}
+        refused = ask("hot_reset", bdf=str(bdf)) is Error.NO_RESET
+        assert refused == (ResetMethod.BUS not in may), choice
+        assert ask("finish") is Error.SUCCESS
+        assert file.read_text() == before
+        os.waitpid(worker, 0)
+        if (worker := os.fork()) == 0:
+            signal.pause()
+    assert ask("shut") is Error.SUCCESS
+    os.kill(worker, signal.SIGKILL)
+    for child in (worker, pid):
+        os.waitpid(child, 0)

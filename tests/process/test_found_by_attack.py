@@ -115,9 +115,10 @@ class Reader(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.reads, self.gone = threading.Event(), False
+        self.stalls, self.reads, self.gone = threading.Event(), threading.Event(), False
 
     def write(self, text: str) -> int:
+        self.stalls.set()
         assert self.reads.wait(DEADLINE)
         if self.gone:
             raise BrokenPipeError(errno.EPIPE, "nobody reads")
@@ -128,9 +129,11 @@ class Reader(io.StringIO):
 def test_a_log_whose_reader_stalls_or_is_gone_holds_up_nobody(gone: bool) -> None:
     reader = Reader()
     patient = PatientStream(reader)
-    for number in range(2 * LINES):
+    patient.write("0\n")
+    assert reader.stalls.wait(DEADLINE)
+    for number in range(1, 2 * LINES):
         patient.write(f"{number}\n")
-    assert patient._left_out >= LINES - 1
+    assert patient._left_out == LINES - 1
     reader.gone = gone
     reader.reads.set()
     patient.drain(DEADLINE)

@@ -14,7 +14,7 @@ import trio
 
 from pcisplit.back.channel import Channel, ChannelClosed, answer, make_pair
 from pcisplit.back.supervisor import keepers
-from pcisplit.back.supervisor.keepers import Keeper, Keepers
+from pcisplit.back.supervisor.keepers import KeeperLine, Keepers
 from pcisplit.back.supervisor.processes import Line, Process
 
 DEADLINE = 20.0
@@ -68,7 +68,7 @@ class Zygote:
 CLEAN: dict[str, Any] = {"steps": [], "unclean": "", "unreset": {}}
 
 
-def run(zygote: Zygote, work: Callable[[Keeper, trio.Nursery], Any]) -> None:
+def run(zygote: Zygote, work: Callable[[KeeperLine, trio.Nursery], Any]) -> None:
     async def main() -> None:
         with trio.fail_after(DEADLINE):
             async with trio.open_nursery() as nursery:
@@ -94,7 +94,7 @@ def test_a_keeper_that_was_killed_is_followed() -> None:
 
     zygote = Zygote(say)
 
-    async def work(keeper: Keeper, nursery: trio.Nursery) -> None:
+    async def work(keeper: KeeperLine, nursery: trio.Nursery) -> None:
         zygote.started[0].kill()
         zygote.ends[0].shutdown(socket.SHUT_RDWR)
         await keeper.gone.wait()
@@ -112,7 +112,7 @@ def test_a_keeper_that_hangs_or_cannot_be_followed_costs_its_group_alone(monkeyp
     monkeypatch.setattr(keepers, "KILL_SECONDS", 0.1)
     zygote = Zygote(lambda message: None if len(zygote.started) == 1 else CLEAN)
 
-    async def work(keeper: Keeper, nursery: trio.Nursery) -> None:
+    async def work(keeper: KeeperLine, nursery: trio.Nursery) -> None:
         with monkeypatch.context() as asleep:
             asleep.setattr(signal, "pidfd_send_signal", lambda *_: None)  # as in uninterruptible sleep
             for _ in range(3):

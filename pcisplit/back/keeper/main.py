@@ -122,7 +122,9 @@ class Keeper:
     # -- what only we can do for a worker ---------------------------------------------------------------------
 
     def _hot_reset(self, message: Message, fds: list[int]) -> Result:
-        self._function(message).host.hot_reset()
+        function = self._function(message)
+        _check_reset(function, ResetMethod.BUS)
+        function.host.hot_reset()
         return {}, []
 
     def _function(self, message: Message) -> VfioFunction:

@@ -23,8 +23,8 @@ FINISH_SECONDS = 60.0  #: 1 s of transactions and a reset per function, and a wo
 _log = structlog.get_logger("pcisplit")
 
 
-class Keeper:
-    """The keeper of one group, for one session at a time."""
+class KeeperLine:
+    """The way to the keeper of one group, for one session at a time; it goes on to the next keeper when one dies."""
 
     def __init__(self, group: str, process: Process, again: "Keepers", nursery: trio.Nursery) -> None:
         self.group, self._process, self._again, self._nursery = group, process, again, nursery
@@ -121,16 +121,16 @@ class Keepers:
 
     def __init__(self, zygote: Zygote) -> None:
         self._zygote = zygote
-        self._by_group: dict[str, Keeper] = {}
+        self._by_group: dict[str, KeeperLine] = {}
 
-    async def get(self, nursery: trio.Nursery, group: str) -> Keeper:
+    async def get(self, nursery: trio.Nursery, group: str) -> KeeperLine:
         """The keeper of a group, forked if there is none. Raises DeviceError, OSError."""
         keeper = self._by_group.get(group)
         if keeper is not None and not keeper.usable:  # it died between two sessions
             keeper.drop()
             keeper = None
         if keeper is None:
-            keeper = self._by_group[group] = Keeper(group, await self.fork(nursery, group), self, nursery)
+            keeper = self._by_group[group] = KeeperLine(group, await self.fork(nursery, group), self, nursery)
         return keeper
 
     async def fork(self, nursery: trio.Nursery, group: str) -> Process:

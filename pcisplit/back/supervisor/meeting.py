@@ -146,6 +146,7 @@ class Meetings:
             boot_info, fds = await session.open(self._nursery)
         except (DeviceError, OSError, ValueError) as problem:
             code = problem.code if isinstance(problem, DeviceError) else Error.DEVICE_FAILED
+            session.end(code)
             return code, str(problem)
         names = ", ".join(entry.name for entry in session.entries)
         self._house.log(session.peer.uid, "session", session=session.number, driver=session.driver, devices=names)

@@ -24,7 +24,7 @@ from pcisplit.back.host.windows import host_pci_windows
 from pcisplit.back.log import bug, escape
 from pcisplit.back.supervisor.facts import device_order, hardware_facts, model_facts, vectors_of
 from pcisplit.back.supervisor.house import House
-from pcisplit.back.supervisor.keepers import Keeper
+from pcisplit.back.supervisor.keepers import KeeperLine
 from pcisplit.back.supervisor.processes import Line, Process, first_of
 from pcisplit.back.supervisor.registry import Entry, Peer
 from pcisplit.back.supervisor.report import (
@@ -61,10 +61,10 @@ class Session:
         self.steps: list[Step] = []
         self.refusals: dict[str, dict[str, int]] = {}
         self.over = trio.Event()  #: torn down to the end
-        self.unclean: list[Keeper] = []  #: after ``close``: those that could not let go of their group yet
+        self.unclean: list[KeeperLine] = []  #: after ``close``: those that could not let go of their group yet
         self.worker: Process | None = None
         self._needs, self._house = list(needs), house
-        self._keepers: list[Keeper] = []
+        self._keepers: list[KeeperLine] = []
         self._held: list[int] = []  # descriptors of ours, until the front has its own
         self._f2b = -1
         self.name = f"session {number}"
@@ -76,6 +76,7 @@ class Session:
         self._ending = trio.Event()  # it is over for the worker, or for us
         self._heard = trio.Event()  # the worker's last word
         self._connected = trio.Event()
+        self._replied = False  # the front was given the session
         self._begun = False  # the worker was told to open its models
 
     # -- opening ----------------------------------------------------------------------------------------------
@@ -189,6 +190,7 @@ class Session:
 
     def replied(self) -> None:
         """The front has its descriptors on their way: all we need is f2b, for its last seals."""
+        self._replied = True
         self._drop([fd for fd in self._held if fd != self._f2b])
 
     # -- what the worker says ---------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ class Session:
         await self.worker.line.gone.wait()
         self._ending.set()
 
-    async def _watch_keeper(self, keeper: Keeper) -> None:
+    async def _watch_keeper(self, keeper: KeeperLine) -> None:
         """Without its keeper nobody could put a device in order if the worker were lost now."""
         await keeper.gone.wait()
         self.end(Error.DEVICE_FAILED)
@@ -345,8 +347,8 @@ class Session:
         """Take the worker's last word for the log, as far as it has the form; nothing is decided by it but of models."""
         said = self._said
         if said is None:
-            if self.reason is Error.SUCCESS and worker.line.problem:
-                self.reason = Error.OP_FAILED
+            if self.reason is Error.SUCCESS and (self._replied or worker.line.problem):
+                self.reason = Error.OP_FAILED  # as its front sees it [LIFE-31]
             return
         try:
             report = report_untrusted(said)
@@ -373,7 +375,7 @@ class Session:
             quarantined |= {entry.name: why} if why else {}
         return quarantined
 
-    async def _finish_group(self, keeper: Keeper) -> dict[str, str]:
+    async def _finish_group(self, keeper: KeeperLine) -> dict[str, str]:
         steps, unclean, unreset = await keeper.finish()
         self.steps += steps
         if unclean and keeper not in self.unclean:

@@ -174,7 +174,7 @@ class Worker:
     def _function(self, index: int, device: dict[str, Any], fds: Any) -> Function:
         what = device["what"]
         if "vfio" in what:
-            function = VfioFunction.from_description(next(fds), what["vfio"], _Keeper(self, index))
+            function = VfioFunction.from_description(next(fds), what["vfio"], KeeperHost(self, index))
             function.map_bars()
             return function
         model = DumpModel(what["dump"]) if "dump" in what else make_model(what["model"], what["options"])
@@ -192,6 +192,7 @@ class Worker:
         """The serve thread: the session, then its end, which is the end of the process."""
         session = self._session
         assert session is not None
+        status = 0
         try:
             session.serve()
             told = session.close()
@@ -206,8 +207,9 @@ class Worker:
             pass
         except BaseException:
             log.bug("worker failed", traceback.format_exc())
+            status = 1
         finally:
-            os._exit(0)
+            os._exit(status)
 
     def _stop(self, message: Message, fds: list[int]) -> dict[str, Any]:
         if self._session is None or not self._served:  # opening failed
@@ -238,7 +240,7 @@ class Worker:
         return self._opened().stats()
 
 
-class _Keeper(Host):
+class KeeperHost(Host):
     """What only the keeper of a function's group can do, asked for by way of the supervisor."""
 
     def __init__(self, worker: Worker, index: int) -> None:
