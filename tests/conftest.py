@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Fixtures: a backend process with models, a session with it; and the skip of tests whose system package is missing."""
+"""Fixtures: a backend process with models, a session with it; the skip of tests whose system package is missing; the end of a
+run that hangs in C."""
 
+import faulthandler
 import json
 import os
 import shutil
@@ -20,6 +22,49 @@ from pcisplit.front import Session
 from tests.control_backend import Running, control_backend
 
 DEADLINE = 20.0
+
+#: Seconds after a test's limit at which the run ends with the stacks of all threads, the test's function among them.
+GRACE = 60.0
+_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # before capturing
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[_STDERR])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from _ended_in_time(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from _ended_in_time(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    yield from _ended_in_time(item)
+
+
+def _ended_in_time(item: pytest.Item) -> Iterator[None]:
+    """pytest-timeout's signal waits for Python: it ends no call that stays in C, and no teardown after a test that it has failed.
+
+    This is a thread without the interpreter's lock, which needs neither.
+    """
+    marker = item.get_closest_marker("timeout")
+    chosen = item.config.getoption("timeout") or os.environ.get("PYTEST_TIMEOUT") or item.config.getini("timeout")
+    limit = float(marker.args[0] if marker is not None else chosen)
+    if limit:
+        faulthandler.dump_traceback_later(limit + GRACE, exit=True, file=item.config.stash[_STDERR])
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def children(pid: int) -> list[int]:

@@ -41,19 +41,26 @@ _SERVE = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
 @pytest.mark.clause("LIFE-4", "LIFE-10", "LIFE-13", "DMA-1", "THR-3")
 def test_killed_1000_times_at_random_moments(tmp_path: Path) -> None:
     """After each: nothing is left of it in any process, the device serves the next session, the log says who died of what."""
-    lanes = []
+    lanes: list[subprocess.Popen[str]] = []
+    deadline = time.monotonic() + SECONDS
     for lane in range(LANES):
         folder = tmp_path / str(lane)
         folder.mkdir()
         command = [sys.executable, "-m", "tests.test_death", str(folder), str(TIMES // LANES), str(lane)]
         lanes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_ROOT))
-    for process in lanes:
-        said, _ = process.communicate(timeout=SECONDS)
-        print(said)
-        assert process.returncode == 0 and "Traceback" not in said, said
+    try:
+        for process in lanes:
+            said, _ = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
+            print(said)
+            assert process.returncode == 0 and "Traceback" not in said, said
+    finally:
+        for process in lanes:
+            with process:  # waits for it
+                process.kill()
 
 
 _ROOT = Path(__file__).parent.parent

@@ -16,6 +16,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.system
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS * 3 + 300)  # building is in it
 @pytest.mark.usefixtures("fuzzer")
 @pytest.mark.parametrize("name", HARNESSES)
 def test_a_minute_finds_nothing(name: str) -> None:

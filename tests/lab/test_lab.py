@@ -10,12 +10,18 @@ import pytest
 from .boot import Boot
 from .check import Group, clauses, group_names, load_group
 
+#: Seconds beside those of the guest: the first boot may make the kernel and its files.
+_PREPARING = 300.0
+
 CHECKS = [
     pytest.param(
         group,
         check.__name__,
         id=f"{group.name}-{check.__name__}",
-        marks=[pytest.mark.clause(*clauses(check))] if clauses(check) else [],
+        marks=[
+            pytest.mark.timeout(group.timeout + _PREPARING),
+            *([pytest.mark.clause(*clauses(check))] if clauses(check) else []),
+        ],
     )
     for group in map(load_group, group_names())
     for check in group.checks
