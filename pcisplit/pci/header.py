@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""Registers of the type 0 header and their bits. Source: PCI Local Bus 3.0, chapter 6."""
+
+VENDOR_ID = 0x00
+DEVICE_ID = 0x02
+COMMAND = 0x04
+STATUS = 0x06
+REVISION = 0x08
+CACHE_LINE = 0x0C
+LATENCY = 0x0D
+HEADER_TYPE = 0x0E
+BIST = 0x0F
+BAR0 = 0x10
+BAR_COUNT = 6
+CARDBUS_CIS = 0x28
+SUBSYSTEM_VENDOR = 0x2C
+ROM_BAR = 0x30
+CAP_POINTER = 0x34
+INTERRUPT_LINE = 0x3C
+INTERRUPT_PIN = 0x3D
+HEADER_END = 0x40
+CONFIG_SIZE = 256
+CONFIG_SIZE_EXTENDED = 4096
+
+COMMAND_IO = 1 << 0
+COMMAND_MEM = 1 << 1
+COMMAND_MASTER = 1 << 2
+COMMAND_INTX_DISABLE = 1 << 10
+
+STATUS_CAP_LIST = 1 << 4
+STATUS_ERRORS = 0xF900  #: signalled and detected errors, write-one-to-clear (PCI Local Bus 3.0, 6.2.3)
+
+BAR_IO = 0x1
+BAR_MEM64 = 0x4
+BAR_PREFETCHABLE = 0x8

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The protocol without I/O: slots, meeting, boot-info, states, layout, errors; importable alone."""
