@@ -33,6 +33,11 @@ static int pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned
 {
     d->config.size = config_size;
     d->vectors = vectors;
+    d->vector = calloc(vectors ? vectors : 1, sizeof *d->vector);
+    if (!d->vector)
+        return -1;
+    for (unsigned i = 0; i < vectors; i++)
+        d->vector[i].fd = -1;
     d->config.hits = calloc(rules, sizeof *d->config.hits);
     d->config.rules = d->config.hits ? rules : 0;
     return d->config.hits ? 0 : -1;
@@ -55,15 +60,13 @@ static void pcs_device_bar(struct pcs_device *d, unsigned bar, uint64_t size, in
 
 static void pcs_device_vector(struct pcs_device *d, unsigned vector, int fd) { d->vector[vector].fd = fd; }
 
-// Enabling starts with the pending bit cleared [IRQ-8]; the counter goes on.
+// The counter goes on [IRQ-8].
 static void pcs_device_enable(struct pcs_device *d, unsigned vector, int on)
 {
     uint64_t old;
     if (on) // what fired before and was not looked at yet is of the time before, too
         while (d->vector[vector].fd >= 0 && read(d->vector[vector].fd, &old, sizeof old) == sizeof old)
             ;
-    if (on)
-        __atomic_fetch_and(&d->state->pending, ~(1ull << vector), __ATOMIC_SEQ_CST);
     atomic_store(&d->vector[vector].enabled, on);
 }
 

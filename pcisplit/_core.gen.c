@@ -613,6 +613,11 @@ static int pcs_device_shape(struct pcs_device *d, uint32_t config_size, unsigned
 {
     d->config.size = config_size;
     d->vectors = vectors;
+    d->vector = calloc(vectors ? vectors : 1, sizeof *d->vector);
+    if (!d->vector)
+        return -1;
+    for (unsigned i = 0; i < vectors; i++)
+        d->vector[i].fd = -1;
     d->config.hits = calloc(rules, sizeof *d->config.hits);
     d->config.rules = d->config.hits ? rules : 0;
     return d->config.hits ? 0 : -1;
@@ -635,15 +640,13 @@ static void pcs_device_bar(struct pcs_device *d, unsigned bar, uint64_t size, in
 
 static void pcs_device_vector(struct pcs_device *d, unsigned vector, int fd) { d->vector[vector].fd = fd; }
 
-// Enabling starts with the pending bit cleared [IRQ-8]; the counter goes on.
+// The counter goes on [IRQ-8].
 static void pcs_device_enable(struct pcs_device *d, unsigned vector, int on)
 {
     uint64_t old;
     if (on) // what fired before and was not looked at yet is of the time before, too
         while (d->vector[vector].fd >= 0 && read(d->vector[vector].fd, &old, sizeof old) == sizeof old)
             ;
-    if (on)
-        __atomic_fetch_and(&d->state->pending, ~(1ull << vector), __ATOMIC_SEQ_CST);
     atomic_store(&d->vector[vector].enabled, on);
 }
 
@@ -717,7 +720,7 @@ static int pcs_check_request_octets(const void *octets)
 
 static void *_cffi_types[] = {
 /*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, int)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 302), // struct pcs_device *
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 324), // struct pcs_device *
 /*  2 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_device *, int, unsigned int)
@@ -754,7 +757,7 @@ static void *_cffi_types[] = {
 /* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 37 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 38 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void *
+/* 38 */ _CFFI_OP(_CFFI_OP_POINTER, 335), // void *
 /* 39 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 41 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
@@ -762,419 +765,297 @@ static void *_cffi_types[] = {
 /* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 44 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve *)
-/* 46 */ _CFFI_OP(_CFFI_OP_POINTER, 303), // struct pcs_serve *
+/* 46 */ _CFFI_OP(_CFFI_OP_POINTER, 327), // struct pcs_serve *
 /* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve *, struct pcs_device *, uint64_t)
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve *, struct pcs_device *, uint64_t, struct pcs_run const *)
 /* 49 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
 /* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve const *)
-/* 54 */ _CFFI_OP(_CFFI_OP_POINTER, 303), // struct pcs_serve const *
-/* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *)
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 307), // struct pcsf *
-/* 58 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int)
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int, unsigned int, uint64_t *, int64_t)
-/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 65 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 52 */ _CFFI_OP(_CFFI_OP_POINTER, 326), // struct pcs_run const *
+/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 54 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcs_serve const *)
+/* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 327), // struct pcs_serve const *
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *)
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 331), // struct pcsf *
+/* 59 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int)
+/* 61 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 62 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, unsigned int, unsigned int, uint64_t *, int64_t)
+/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 66 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 67 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t *
-/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 69 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *)
-/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *, unsigned int, int *)
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 2), // int *
-/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf const *)
-/* 81 */ _CFFI_OP(_CFFI_OP_POINTER, 307), // struct pcsf const *
-/* 82 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void *, void volatile *, uint64_t, uint64_t, uint64_t, int)
-/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 85 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void volatile *
-/* 86 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 68 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t *
+/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *)
+/* 72 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 74 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 75 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf *, void *, unsigned int, int *)
+/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 78 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 2), // int *
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(struct pcsf const *)
+/* 82 */ _CFFI_OP(_CFFI_OP_POINTER, 331), // struct pcsf const *
+/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void *, void volatile *, uint64_t, uint64_t, uint64_t, int)
+/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 86 */ _CFFI_OP(_CFFI_OP_POINTER, 335), // void volatile *
 /* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 88 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 90 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void const *)
-/* 92 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void const *
-/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
-/* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 85),
-/* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 90 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void const *)
+/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 335), // void const *
+/* 94 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 95 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile *, uint64_t, uint64_t, unsigned int, int, uint64_t *)
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 86),
 /* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 99 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 67),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile const *, uint64_t)
-/* 103 */ _CFFI_OP(_CFFI_OP_POINTER, 310), // void volatile const *
-/* 104 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 46), // struct pcs_serve *()(void *, void *, uint64_t const *, int, int)
-/* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 99 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 100 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 101 */ _CFFI_OP(_CFFI_OP_NOOP, 68),
+/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void volatile const *, uint64_t)
+/* 104 */ _CFFI_OP(_CFFI_OP_POINTER, 335), // void volatile const *
+/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // struct pcs_device *()(void)
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 46), // struct pcs_serve *()(void *, void *, struct pcs_places const *, int, int)
 /* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t const *
-/* 112 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 112 */ _CFFI_OP(_CFFI_OP_POINTER, 325), // struct pcs_places const *
 /* 113 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 305), // struct pcs_work *()(struct pcs_device *)
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 57), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 92),
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 114 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION, 329), // struct pcs_work *()(struct pcs_device *)
+/* 117 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 119 */ _CFFI_OP(_CFFI_OP_FUNCTION, 58), // struct pcsf *()(void const *, size_t, void *, void *, void *, uint64_t const *, int, int, int, int *)
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 93),
+/* 121 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
 /* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 111),
-/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 124 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 125 */ _CFFI_OP(_CFFI_OP_POINTER, 34), // uint64_t const *
 /* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 127 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 128 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_device *)
-/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
-/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 54),
+/* 128 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 79),
+/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 189), // struct pcsf_bar *()(struct pcsf *, unsigned int, unsigned int)
+/* 132 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 133 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 134 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
-/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_device *)
+/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
-/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
-/* 141 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
-/* 144 */ _CFFI_OP(_CFFI_OP_NOOP, 92),
-/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcs_device *, unsigned int)
-/* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 148 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, int, unsigned int, unsigned int, uint64_t, unsigned int, void *, uint64_t)
-/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 153 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcs_serve const *)
+/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 55),
+/* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf *)
+/* 143 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(struct pcsf const *, unsigned int)
+/* 146 */ _CFFI_OP(_CFFI_OP_NOOP, 82),
+/* 147 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION, 11), // uint32_t()(void const *)
+/* 150 */ _CFFI_OP(_CFFI_OP_NOOP, 93),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcs_device *, unsigned int)
+/* 153 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 160 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
-/* 161 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 163 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int)
+/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 159 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 160 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 161 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 162 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
+/* 163 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 164 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 165 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 166 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, uint64_t, unsigned int, uint32_t)
-/* 167 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 169 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 170 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 171 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 172 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 173 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
-/* 174 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 175 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 166 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 167 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 168 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 169 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int)
+/* 170 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 171 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 172 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 173 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, unsigned int, unsigned int)
+/* 175 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 176 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 177 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int)
-/* 179 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 180 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 181 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 182 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 183 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 184 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t)
-/* 186 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 187 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 188 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 189 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 190 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 177 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 178 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 179 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 180 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *)
+/* 182 */ _CFFI_OP(_CFFI_OP_NOOP, 82),
+/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 184 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *, unsigned int)
+/* 185 */ _CFFI_OP(_CFFI_OP_NOOP, 82),
+/* 186 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 187 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 188 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, int, uint64_t, unsigned int, void *, uint64_t)
+/* 189 */ _CFFI_OP(_CFFI_OP_POINTER, 332), // struct pcsf_bar *
+/* 190 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf *, unsigned int, unsigned int, uint64_t, unsigned int, uint64_t, int)
-/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 195 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 196 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 197 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 199 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 200 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 201 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 202 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *)
-/* 203 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
+/* 192 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 193 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 194 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, uint64_t)
+/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, uint64_t, unsigned int)
+/* 201 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 205 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf const *, unsigned int)
-/* 206 */ _CFFI_OP(_CFFI_OP_NOOP, 81),
-/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 208 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 209 */ _CFFI_OP(_CFFI_OP_FUNCTION, 308), // uint8_t *()(struct pcs_device *)
-/* 210 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
-/* 213 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 216 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 217 */ _CFFI_OP(_CFFI_OP_NOOP, 17),
-/* 218 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 219 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcsf *, void *, unsigned int)
-/* 220 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 221 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 222 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 223 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 224 */ _CFFI_OP(_CFFI_OP_FUNCTION, 38), // void *()(struct pcs_device *, unsigned int)
-/* 225 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 226 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 227 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 228 */ _CFFI_OP(_CFFI_OP_FUNCTION, 92), // void const *()(struct pcs_device *)
-/* 229 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 230 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 231 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *)
-/* 232 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 233 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
-/* 235 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 236 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 237 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 238 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 240 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 205 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, uint64_t, unsigned int, uint64_t)
+/* 206 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 208 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 209 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 210 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, uint64_t, unsigned int, uint64_t, int)
+/* 212 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 213 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 214 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 216 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 217 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 218 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, unsigned int, uint32_t const *, uint64_t *, unsigned int)
+/* 219 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 220 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 221 */ _CFFI_OP(_CFFI_OP_POINTER, 11), // uint32_t const *
+/* 222 */ _CFFI_OP(_CFFI_OP_NOOP, 68),
+/* 223 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 224 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 225 */ _CFFI_OP(_CFFI_OP_FUNCTION, 34), // uint64_t()(struct pcsf_bar *, unsigned int, uint32_t const *, uint64_t const *, unsigned int)
+/* 226 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 227 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 228 */ _CFFI_OP(_CFFI_OP_NOOP, 221),
+/* 229 */ _CFFI_OP(_CFFI_OP_NOOP, 125),
+/* 230 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 231 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 232 */ _CFFI_OP(_CFFI_OP_FUNCTION, 333), // uint8_t *()(struct pcs_device *)
+/* 233 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 234 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 235 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcs_device *, uint32_t, unsigned int, uint32_t, uint32_t *)
+/* 236 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 237 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 238 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 239 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 240 */ _CFFI_OP(_CFFI_OP_NOOP, 17),
 /* 241 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 242 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, struct pcs_tally *)
-/* 243 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 244 */ _CFFI_OP(_CFFI_OP_POINTER, 304), // struct pcs_tally *
-/* 245 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 246 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, uint32_t, uint32_t)
-/* 247 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 248 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 249 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 242 */ _CFFI_OP(_CFFI_OP_FUNCTION, 7), // unsigned int()(struct pcsf *, void *, unsigned int)
+/* 243 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 244 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 245 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 246 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 247 */ _CFFI_OP(_CFFI_OP_FUNCTION, 38), // void *()(struct pcs_device *, unsigned int)
+/* 248 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 249 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
 /* 250 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 251 */ _CFFI_OP(_CFFI_OP_FUNCTION, 93), // void const *()(struct pcs_device *)
 /* 252 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 253 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 254 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 255 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 253 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 254 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *)
+/* 255 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 256 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 257 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, unsigned int, int)
+/* 257 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, int, unsigned int, uint64_t, uint64_t, uint32_t)
 /* 258 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 259 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 260 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 261 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 262 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_device *, unsigned int, uint64_t, int)
-/* 263 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 264 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 265 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 266 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 267 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 268 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *)
-/* 269 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
-/* 270 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 271 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, int)
-/* 272 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
-/* 273 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 274 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 275 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, uint32_t)
-/* 276 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
-/* 277 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 278 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 279 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcs_serve *, uint64_t)
-/* 280 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
-/* 281 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 282 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 283 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *)
-/* 284 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 285 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 286 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *, uint32_t)
-/* 287 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 288 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 289 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 290 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(struct pcsf *, uint64_t)
-/* 291 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 292 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 259 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 260 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 261 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 262 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 263 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 264 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 265 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, struct pcs_tally *)
+/* 266 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 267 */ _CFFI_OP(_CFFI_OP_POINTER, 328), // struct pcs_tally *
+/* 268 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 269 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, uint32_t, uint32_t)
+/* 270 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 271 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 272 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 273 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 274 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, uint32_t, unsigned int, uint32_t)
+/* 275 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 276 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 277 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 278 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 279 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 280 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, unsigned int, int)
+/* 281 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 282 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 283 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 284 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 285 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_device *, unsigned int, uint64_t, int)
+/* 286 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 287 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 288 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 289 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 290 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 291 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_serve *)
+/* 292 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
 /* 293 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 294 */ _CFFI_OP(_CFFI_OP_FUNCTION, 310), // void()(void *, uint32_t)
-/* 295 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
-/* 296 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 294 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_serve *, int)
+/* 295 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 296 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 297 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 298 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // enum $1
-/* 299 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // enum $2
-/* 300 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // enum $3
-/* 301 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // enum $4
-/* 302 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
-/* 303 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_serve
-/* 304 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcs_tally
-/* 305 */ _CFFI_OP(_CFFI_OP_POINTER, 306), // struct pcs_work *
-/* 306 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // struct pcs_work
-/* 307 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // struct pcsf
-/* 308 */ _CFFI_OP(_CFFI_OP_POINTER, 309), // uint8_t *
-/* 309 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 310 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 298 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_serve *, uint32_t)
+/* 299 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 300 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 301 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 302 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcs_serve *, uint64_t)
+/* 303 */ _CFFI_OP(_CFFI_OP_NOOP, 46),
+/* 304 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 305 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 306 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcsf *)
+/* 307 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 308 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 309 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcsf *, uint32_t)
+/* 310 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 311 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 312 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 313 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcsf *, uint64_t)
+/* 314 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
+/* 315 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 316 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 317 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(struct pcsf_bar *)
+/* 318 */ _CFFI_OP(_CFFI_OP_NOOP, 189),
+/* 319 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 320 */ _CFFI_OP(_CFFI_OP_FUNCTION, 335), // void()(void *, uint32_t)
+/* 321 */ _CFFI_OP(_CFFI_OP_NOOP, 38),
+/* 322 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 323 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 324 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pcs_device
+/* 325 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pcs_places
+/* 326 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pcs_run
+/* 327 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // struct pcs_serve
+/* 328 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // struct pcs_tally
+/* 329 */ _CFFI_OP(_CFFI_OP_POINTER, 330), // struct pcs_work *
+/* 330 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // struct pcs_work
+/* 331 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // struct pcsf
+/* 332 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // struct pcsf_bar
+/* 333 */ _CFFI_OP(_CFFI_OP_POINTER, 334), // uint8_t *
+/* 334 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 335 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
-
-static int _cffi_const_PCS_OWNER_TIMEOUT(unsigned long long *o)
-{
-  int n = (PCS_OWNER_TIMEOUT) <= 0;
-  *o = (unsigned long long)((PCS_OWNER_TIMEOUT) | 0);  /* check that PCS_OWNER_TIMEOUT is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_OWNER_REQUEST(unsigned long long *o)
-{
-  int n = (PCS_OWNER_REQUEST) <= 0;
-  *o = (unsigned long long)((PCS_OWNER_REQUEST) | 0);  /* check that PCS_OWNER_REQUEST is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_OWNER_MESSAGE(unsigned long long *o)
-{
-  int n = (PCS_OWNER_MESSAGE) <= 0;
-  *o = (unsigned long long)((PCS_OWNER_MESSAGE) | 0);  /* check that PCS_OWNER_MESSAGE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_OWNER_EVENT(unsigned long long *o)
-{
-  int n = (PCS_OWNER_EVENT) <= 0;
-  *o = (unsigned long long)((PCS_OWNER_EVENT) | 0);  /* check that PCS_OWNER_EVENT is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_OWNER_STOPPED(unsigned long long *o)
-{
-  int n = (PCS_OWNER_STOPPED) <= 0;
-  *o = (unsigned long long)((PCS_OWNER_STOPPED) | 0);  /* check that PCS_OWNER_STOPPED is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_AREA_NONE(unsigned long long *o)
-{
-  int n = (PCS_AREA_NONE) <= 0;
-  *o = (unsigned long long)((PCS_AREA_NONE) | 0);  /* check that PCS_AREA_NONE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_AREA_MAPPED(unsigned long long *o)
-{
-  int n = (PCS_AREA_MAPPED) <= 0;
-  *o = (unsigned long long)((PCS_AREA_MAPPED) | 0);  /* check that PCS_AREA_MAPPED is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_AREA_OWNER(unsigned long long *o)
-{
-  int n = (PCS_AREA_OWNER) <= 0;
-  *o = (unsigned long long)((PCS_AREA_OWNER) | 0);  /* check that PCS_AREA_OWNER is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_AREA_DENIED(unsigned long long *o)
-{
-  int n = (PCS_AREA_DENIED) <= 0;
-  *o = (unsigned long long)((PCS_AREA_DENIED) | 0);  /* check that PCS_AREA_DENIED is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_VALUE(unsigned long long *o)
-{
-  int n = (PCS_TABLE_VALUE) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_VALUE) | 0);  /* check that PCS_TABLE_VALUE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_HARDWARE(unsigned long long *o)
-{
-  int n = (PCS_TABLE_HARDWARE) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_HARDWARE) | 0);  /* check that PCS_TABLE_HARDWARE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_VIRTUAL(unsigned long long *o)
-{
-  int n = (PCS_TABLE_VIRTUAL) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_VIRTUAL) | 0);  /* check that PCS_TABLE_VIRTUAL is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_THROUGH(unsigned long long *o)
-{
-  int n = (PCS_TABLE_THROUGH) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_THROUGH) | 0);  /* check that PCS_TABLE_THROUGH is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_CLEAR(unsigned long long *o)
-{
-  int n = (PCS_TABLE_CLEAR) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_CLEAR) | 0);  /* check that PCS_TABLE_CLEAR is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_IGNORE(unsigned long long *o)
-{
-  int n = (PCS_TABLE_IGNORE) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_IGNORE) | 0);  /* check that PCS_TABLE_IGNORE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_ZERO(unsigned long long *o)
-{
-  int n = (PCS_TABLE_ZERO) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_ZERO) | 0);  /* check that PCS_TABLE_ZERO is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_TRAP(unsigned long long *o)
-{
-  int n = (PCS_TABLE_TRAP) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_TRAP) | 0);  /* check that PCS_TABLE_TRAP is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_TABLE_RULE(unsigned long long *o)
-{
-  int n = (PCS_TABLE_RULE) <= 0;
-  *o = (unsigned long long)((PCS_TABLE_RULE) | 0);  /* check that PCS_TABLE_RULE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_STOPPED(unsigned long long *o)
-{
-  int n = (PCS_STOPPED) <= 0;
-  *o = (unsigned long long)((PCS_STOPPED) | 0);  /* check that PCS_STOPPED is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_FRONT_STATE(unsigned long long *o)
-{
-  int n = (PCS_FRONT_STATE) <= 0;
-  *o = (unsigned long long)((PCS_FRONT_STATE) | 0);  /* check that PCS_FRONT_STATE is an integer */
-  return n;
-}
-
-static int _cffi_const_PCS_ENDED(unsigned long long *o)
-{
-  int n = (PCS_ENDED) <= 0;
-  *o = (unsigned long long)((PCS_ENDED) | 0);  /* check that PCS_ENDED is an integer */
-  return n;
-}
 
 static uint32_t _cffi_d_pcisplit_word_load(void const * x0)
 {
@@ -1191,10 +1072,10 @@ _cffi_f_pcisplit_word_load(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(92), arg0, (char **)&x0);
+      _cffi_type(93), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(93), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1260,6 +1141,60 @@ _cffi_f_pcisplit_word_store(PyObject *self, PyObject *args)
 #  define _cffi_f_pcisplit_word_store _cffi_d_pcisplit_word_store
 #endif
 
+static int _cffi_d_pcs_access_failed(struct pcs_device * x0, int x1, unsigned int x2)
+{
+  return pcs_access_failed(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcs_access_failed(PyObject *self, PyObject *args)
+{
+  struct pcs_device * x0;
+  int x1;
+  unsigned int x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "pcs_access_failed", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcs_device *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcs_access_failed(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcs_access_failed _cffi_d_pcs_access_failed
+#endif
+
 static int _cffi_d_pcs_access_went(struct pcs_device * x0, uint32_t x1)
 {
   return pcs_access_went(x0, x1);
@@ -1323,10 +1258,10 @@ _cffi_f_pcs_check_request_octets(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(92), arg0, (char **)&x0);
+      _cffi_type(93), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(93), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1997,10 +1932,10 @@ _cffi_f_pcs_device_tally(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(244), arg1, (char **)&x1);
+      _cffi_type(267), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (struct pcs_tally *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(244), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(267), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2155,10 +2090,10 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(85), arg0, (char **)&x0);
+      _cffi_type(86), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(85), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(86), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2180,10 +2115,10 @@ _cffi_f_pcs_guarded_access(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(67), arg5, (char **)&x5);
+      _cffi_type(68), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(67), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(68), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2241,10 +2176,10 @@ _cffi_f_pcs_guarded_copy(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(85), arg1, (char **)&x1);
+      _cffi_type(86), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (void volatile *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(85), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(86), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2310,7 +2245,7 @@ _cffi_f_pcs_owner_data(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(308));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(333));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2418,7 +2353,7 @@ _cffi_f_pcs_owner_request(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(92));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(93));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2614,7 +2549,7 @@ _cffi_f_pcs_owner_work(PyObject *self, PyObject *arg0)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(305));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(329));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2643,10 +2578,10 @@ _cffi_f_pcs_prefault(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(103), arg0, (char **)&x0);
+      _cffi_type(104), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void volatile const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(103), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(104), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2670,9 +2605,9 @@ _cffi_f_pcs_prefault(PyObject *self, PyObject *args)
 #  define _cffi_f_pcs_prefault _cffi_d_pcs_prefault
 #endif
 
-static int _cffi_d_pcs_serve_add(struct pcs_serve * x0, struct pcs_device * x1, uint64_t x2)
+static int _cffi_d_pcs_serve_add(struct pcs_serve * x0, struct pcs_device * x1, uint64_t x2, struct pcs_run const * x3)
 {
-  return pcs_serve_add(x0, x1, x2);
+  return pcs_serve_add(x0, x1, x2, x3);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -2681,6 +2616,7 @@ _cffi_f_pcs_serve_add(PyObject *self, PyObject *args)
   struct pcs_serve * x0;
   struct pcs_device * x1;
   uint64_t x2;
+  struct pcs_run const * x3;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   int result;
@@ -2688,8 +2624,9 @@ _cffi_f_pcs_serve_add(PyObject *self, PyObject *args)
   PyObject *arg0;
   PyObject *arg1;
   PyObject *arg2;
+  PyObject *arg3;
 
-  if (!PyArg_UnpackTuple(args, "pcs_serve_add", 3, 3, &arg0, &arg1, &arg2))
+  if (!PyArg_UnpackTuple(args, "pcs_serve_add", 4, 4, &arg0, &arg1, &arg2, &arg3))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -2714,9 +2651,18 @@ _cffi_f_pcs_serve_add(PyObject *self, PyObject *args)
   if (x2 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(52), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (struct pcs_run const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(52), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcs_serve_add(x0, x1, x2); }
+  { result = pcs_serve_add(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -2872,10 +2818,10 @@ _cffi_f_pcs_serve_front_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(54), arg0, (char **)&x0);
+      _cffi_type(55), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(54), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(55), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2895,7 +2841,7 @@ _cffi_f_pcs_serve_front_state(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcs_serve_front_state _cffi_d_pcs_serve_front_state
 #endif
 
-static struct pcs_serve * _cffi_d_pcs_serve_new(void * x0, void * x1, uint64_t const * x2, int x3, int x4)
+static struct pcs_serve * _cffi_d_pcs_serve_new(void * x0, void * x1, struct pcs_places const * x2, int x3, int x4)
 {
   return pcs_serve_new(x0, x1, x2, x3, x4);
 }
@@ -2905,7 +2851,7 @@ _cffi_f_pcs_serve_new(PyObject *self, PyObject *args)
 {
   void * x0;
   void * x1;
-  uint64_t const * x2;
+  struct pcs_places const * x2;
   int x3;
   int x4;
   Py_ssize_t datasize;
@@ -2940,10 +2886,10 @@ _cffi_f_pcs_serve_new(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(111), arg2, (char **)&x2);
+      _cffi_type(112), arg2, (char **)&x2);
   if (datasize != 0) {
-    x2 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(111), arg2, (char **)&x2,
+    x2 = ((size_t)datasize) <= 640 ? (struct pcs_places const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(112), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2986,10 +2932,10 @@ _cffi_f_pcs_serve_reason(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(54), arg0, (char **)&x0);
+      _cffi_type(55), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcs_serve const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(54), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(55), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3384,10 +3330,10 @@ _cffi_f_pcsf_abandon(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3420,10 +3366,10 @@ _cffi_f_pcsf_awake(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3458,10 +3404,10 @@ _cffi_f_pcsf_back_reason(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3496,10 +3442,10 @@ _cffi_f_pcsf_back_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3519,21 +3465,20 @@ _cffi_f_pcsf_back_state(PyObject *self, PyObject *arg0)
 #  define _cffi_f_pcsf_back_state _cffi_d_pcsf_back_state
 #endif
 
-static uint64_t _cffi_d_pcsf_bar_post(struct pcsf * x0, unsigned int x1, unsigned int x2, uint64_t x3, unsigned int x4, uint64_t x5, int x6)
+static uint64_t _cffi_d_pcsf_bar_block(struct pcsf_bar * x0, int x1, uint64_t x2, unsigned int x3, void * x4, uint64_t x5)
 {
-  return pcsf_bar_post(x0, x1, x2, x3, x4, x5, x6);
+  return pcsf_bar_block(x0, x1, x2, x3, x4, x5);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
+_cffi_f_pcsf_bar_block(PyObject *self, PyObject *args)
 {
-  struct pcsf * x0;
-  unsigned int x1;
-  unsigned int x2;
-  uint64_t x3;
-  unsigned int x4;
+  struct pcsf_bar * x0;
+  int x1;
+  uint64_t x2;
+  unsigned int x3;
+  void * x4;
   uint64_t x5;
-  int x6;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   uint64_t result;
@@ -3544,16 +3489,122 @@ _cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
   PyObject *arg3;
   PyObject *arg4;
   PyObject *arg5;
-  PyObject *arg6;
 
-  if (!PyArg_UnpackTuple(args, "pcsf_bar_post", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_block", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, uint64_t);
+  if (x2 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(38), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(38), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x5 = _cffi_to_c_int(arg5, uint64_t);
+  if (x5 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_bar_block(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint64_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_bar_block _cffi_d_pcsf_bar_block
+#endif
+
+static void _cffi_d_pcsf_bar_free(struct pcsf_bar * x0)
+{
+  pcsf_bar_free(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_free(PyObject *self, PyObject *arg0)
+{
+  struct pcsf_bar * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pcsf_bar_free(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pcsf_bar_free _cffi_d_pcsf_bar_free
+#endif
+
+static struct pcsf_bar * _cffi_d_pcsf_bar_new(struct pcsf * x0, unsigned int x1, unsigned int x2)
+{
+  return pcsf_bar_new(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_new(PyObject *self, PyObject *args)
+{
+  struct pcsf * x0;
+  unsigned int x1;
+  unsigned int x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  struct pcsf_bar * result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_new", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3566,25 +3617,75 @@ _cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
   if (x2 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_bar_new(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(189));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_bar_new _cffi_d_pcsf_bar_new
+#endif
+
+static uint64_t _cffi_d_pcsf_bar_post(struct pcsf_bar * x0, uint64_t x1, unsigned int x2, uint64_t x3, int x4)
+{
+  return pcsf_bar_post(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
+{
+  struct pcsf_bar * x0;
+  uint64_t x1;
+  unsigned int x2;
+  uint64_t x3;
+  int x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint64_t result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_post", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
   x3 = _cffi_to_c_int(arg3, uint64_t);
   if (x3 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
-  x4 = _cffi_to_c_int(arg4, unsigned int);
-  if (x4 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x5 = _cffi_to_c_int(arg5, uint64_t);
-  if (x5 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x6 = _cffi_to_c_int(arg6, int);
-  if (x6 == (int)-1 && PyErr_Occurred())
+  x4 = _cffi_to_c_int(arg4, int);
+  if (x4 == (int)-1 && PyErr_Occurred())
     return NULL;
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcsf_bar_post(x0, x1, x2, x3, x4, x5, x6); }
+  { result = pcsf_bar_post(x0, x1, x2, x3, x4); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -3597,18 +3698,18 @@ _cffi_f_pcsf_bar_post(PyObject *self, PyObject *args)
 #  define _cffi_f_pcsf_bar_post _cffi_d_pcsf_bar_post
 #endif
 
-static uint64_t _cffi_d_pcsf_bar_read(struct pcsf * x0, unsigned int x1, unsigned int x2, uint64_t x3, unsigned int x4)
+static uint64_t _cffi_d_pcsf_bar_post_many(struct pcsf_bar * x0, unsigned int x1, uint32_t const * x2, uint64_t const * x3, unsigned int x4)
 {
-  return pcsf_bar_read(x0, x1, x2, x3, x4);
+  return pcsf_bar_post_many(x0, x1, x2, x3, x4);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
+_cffi_f_pcsf_bar_post_many(PyObject *self, PyObject *args)
 {
-  struct pcsf * x0;
+  struct pcsf_bar * x0;
   unsigned int x1;
-  unsigned int x2;
-  uint64_t x3;
+  uint32_t const * x2;
+  uint64_t const * x3;
   unsigned int x4;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
@@ -3620,14 +3721,14 @@ _cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
   PyObject *arg3;
   PyObject *arg4;
 
-  if (!PyArg_UnpackTuple(args, "pcsf_bar_read", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_post_many", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(189), arg0, (char **)&x0);
   if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3636,13 +3737,23 @@ _cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
   if (x1 == (unsigned int)-1 && PyErr_Occurred())
     return NULL;
 
-  x2 = _cffi_to_c_int(arg2, unsigned int);
-  if (x2 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(221), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(221), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
 
-  x3 = _cffi_to_c_int(arg3, uint64_t);
-  if (x3 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(125), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(125), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
 
   x4 = _cffi_to_c_int(arg4, unsigned int);
   if (x4 == (unsigned int)-1 && PyErr_Occurred())
@@ -3650,7 +3761,61 @@ _cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
 
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcsf_bar_read(x0, x1, x2, x3, x4); }
+  { result = pcsf_bar_post_many(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint64_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_bar_post_many _cffi_d_pcsf_bar_post_many
+#endif
+
+static uint64_t _cffi_d_pcsf_bar_read(struct pcsf_bar * x0, uint64_t x1, unsigned int x2)
+{
+  return pcsf_bar_read(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
+{
+  struct pcsf_bar * x0;
+  uint64_t x1;
+  unsigned int x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint64_t result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_read", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_bar_read(x0, x1, x2); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -3663,20 +3828,67 @@ _cffi_f_pcsf_bar_read(PyObject *self, PyObject *args)
 #  define _cffi_f_pcsf_bar_read _cffi_d_pcsf_bar_read
 #endif
 
-static uint64_t _cffi_d_pcsf_bar_write(struct pcsf * x0, unsigned int x1, unsigned int x2, uint64_t x3, unsigned int x4, uint64_t x5)
+static uint64_t _cffi_d_pcsf_bar_read32(struct pcsf_bar * x0, uint64_t x1)
 {
-  return pcsf_bar_write(x0, x1, x2, x3, x4, x5);
+  return pcsf_bar_read32(x0, x1);
 }
 #ifndef PYPY_VERSION
 static PyObject *
-_cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
+_cffi_f_pcsf_bar_read32(PyObject *self, PyObject *args)
 {
-  struct pcsf * x0;
+  struct pcsf_bar * x0;
+  uint64_t x1;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint64_t result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_read32", 2, 2, &arg0, &arg1))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_bar_read32(x0, x1); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint64_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_bar_read32 _cffi_d_pcsf_bar_read32
+#endif
+
+static uint64_t _cffi_d_pcsf_bar_read_many(struct pcsf_bar * x0, unsigned int x1, uint32_t const * x2, uint64_t * x3, unsigned int x4)
+{
+  return pcsf_bar_read_many(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_read_many(PyObject *self, PyObject *args)
+{
+  struct pcsf_bar * x0;
   unsigned int x1;
-  unsigned int x2;
-  uint64_t x3;
+  uint32_t const * x2;
+  uint64_t * x3;
   unsigned int x4;
-  uint64_t x5;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
   uint64_t result;
@@ -3686,22 +3898,95 @@ _cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
   PyObject *arg2;
   PyObject *arg3;
   PyObject *arg4;
-  PyObject *arg5;
 
-  if (!PyArg_UnpackTuple(args, "pcsf_bar_write", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_read_many", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(189), arg0, (char **)&x0);
   if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   x1 = _cffi_to_c_int(arg1, unsigned int);
   if (x1 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(221), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (uint32_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(221), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(68), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(68), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x4 = _cffi_to_c_int(arg4, unsigned int);
+  if (x4 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_bar_read_many(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint64_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_bar_read_many _cffi_d_pcsf_bar_read_many
+#endif
+
+static uint64_t _cffi_d_pcsf_bar_write(struct pcsf_bar * x0, uint64_t x1, unsigned int x2, uint64_t x3)
+{
+  return pcsf_bar_write(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
+{
+  struct pcsf_bar * x0;
+  uint64_t x1;
+  unsigned int x2;
+  uint64_t x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint64_t result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_bar_write", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(189), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf_bar *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(189), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint64_t);
+  if (x1 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
   x2 = _cffi_to_c_int(arg2, unsigned int);
@@ -3712,17 +3997,9 @@ _cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
   if (x3 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
-  x4 = _cffi_to_c_int(arg4, unsigned int);
-  if (x4 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x5 = _cffi_to_c_int(arg5, uint64_t);
-  if (x5 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pcsf_bar_write(x0, x1, x2, x3, x4, x5); }
+  { result = pcsf_bar_write(x0, x1, x2, x3); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
@@ -3733,95 +4010,6 @@ _cffi_f_pcsf_bar_write(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pcsf_bar_write _cffi_d_pcsf_bar_write
-#endif
-
-static uint64_t _cffi_d_pcsf_block(struct pcsf * x0, int x1, unsigned int x2, unsigned int x3, uint64_t x4, unsigned int x5, void * x6, uint64_t x7)
-{
-  return pcsf_block(x0, x1, x2, x3, x4, x5, x6, x7);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_pcsf_block(PyObject *self, PyObject *args)
-{
-  struct pcsf * x0;
-  int x1;
-  unsigned int x2;
-  unsigned int x3;
-  uint64_t x4;
-  unsigned int x5;
-  void * x6;
-  uint64_t x7;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  uint64_t result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-  PyObject *arg2;
-  PyObject *arg3;
-  PyObject *arg4;
-  PyObject *arg5;
-  PyObject *arg6;
-  PyObject *arg7;
-
-  if (!PyArg_UnpackTuple(args, "pcsf_block", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, int);
-  if (x1 == (int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x2 = _cffi_to_c_int(arg2, unsigned int);
-  if (x2 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x3 = _cffi_to_c_int(arg3, unsigned int);
-  if (x3 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  x4 = _cffi_to_c_int(arg4, uint64_t);
-  if (x4 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  x5 = _cffi_to_c_int(arg5, unsigned int);
-  if (x5 == (unsigned int)-1 && PyErr_Occurred())
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(38), arg6, (char **)&x6);
-  if (datasize != 0) {
-    x6 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(38), arg6, (char **)&x6,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x7 = _cffi_to_c_int(arg7, uint64_t);
-  if (x7 == (uint64_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = pcsf_block(x0, x1, x2, x3, x4, x5, x6, x7); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, uint64_t);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_pcsf_block _cffi_d_pcsf_block
 #endif
 
 static void _cffi_d_pcsf_close(struct pcsf * x0)
@@ -3837,10 +4025,10 @@ _cffi_f_pcsf_close(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3885,10 +4073,10 @@ _cffi_f_pcsf_config_read(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3947,10 +4135,10 @@ _cffi_f_pcsf_config_write(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4001,10 +4189,10 @@ _cffi_f_pcsf_connect(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4045,10 +4233,10 @@ _cffi_f_pcsf_event(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4090,10 +4278,10 @@ _cffi_f_pcsf_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4134,10 +4322,10 @@ _cffi_f_pcsf_generation(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4176,10 +4364,10 @@ _cffi_f_pcsf_gone(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4226,10 +4414,10 @@ _cffi_f_pcsf_interrupt_wait(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4243,10 +4431,10 @@ _cffi_f_pcsf_interrupt_wait(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(67), arg3, (char **)&x3);
+      _cffi_type(68), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(67), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(68), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4293,10 +4481,10 @@ _cffi_f_pcsf_interrupts(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4339,10 +4527,10 @@ _cffi_f_pcsf_last_detail(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4377,10 +4565,10 @@ _cffi_f_pcsf_last_moved(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4415,10 +4603,10 @@ _cffi_f_pcsf_last_value(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4475,10 +4663,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(92), arg0, (char **)&x0);
+      _cffi_type(93), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(92), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(93), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4515,10 +4703,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(111), arg5, (char **)&x5);
+      _cffi_type(125), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (uint64_t const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(111), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(125), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4536,10 +4724,10 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg9, (char **)&x9);
+      _cffi_type(79), arg9, (char **)&x9);
   if (datasize != 0) {
     x9 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg9, (char **)&x9,
+    if (_cffi_convert_array_argument(_cffi_type(79), arg9, (char **)&x9,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4551,7 +4739,7 @@ _cffi_f_pcsf_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(57));
+  pyresult = _cffi_from_c_pointer((char *)result, _cffi_type(58));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -4582,10 +4770,10 @@ _cffi_f_pcsf_operation(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4638,10 +4826,10 @@ _cffi_f_pcsf_poll(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4660,10 +4848,10 @@ _cffi_f_pcsf_poll(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg3, (char **)&x3);
+      _cffi_type(79), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(79), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4698,10 +4886,10 @@ _cffi_f_pcsf_ready(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4736,10 +4924,10 @@ _cffi_f_pcsf_retire(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4778,10 +4966,10 @@ _cffi_f_pcsf_set_spin(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4824,10 +5012,10 @@ _cffi_f_pcsf_set_timeout(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4866,10 +5054,10 @@ _cffi_f_pcsf_sleep(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4910,10 +5098,10 @@ _cffi_f_pcsf_statistic(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(81), arg0, (char **)&x0);
+      _cffi_type(82), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(81), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4962,10 +5150,10 @@ _cffi_f_pcsf_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -4984,10 +5172,10 @@ _cffi_f_pcsf_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg3, (char **)&x3);
+      _cffi_type(79), arg3, (char **)&x3);
   if (datasize != 0) {
     x3 = ((size_t)datasize) <= 640 ? (int *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg3, (char **)&x3,
+    if (_cffi_convert_array_argument(_cffi_type(79), arg3, (char **)&x3,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -5028,10 +5216,10 @@ _cffi_f_pcsf_trace(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -5078,10 +5266,10 @@ _cffi_f_pcsf_trace_take(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -5114,6 +5302,72 @@ _cffi_f_pcsf_trace_take(PyObject *self, PyObject *args)
 #  define _cffi_f_pcsf_trace_take _cffi_d_pcsf_trace_take
 #endif
 
+static uint64_t _cffi_d_pcsf_vectors(struct pcsf * x0, unsigned int x1, unsigned int x2, unsigned int x3, unsigned int x4)
+{
+  return pcsf_vectors(x0, x1, x2, x3, x4);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pcsf_vectors(PyObject *self, PyObject *args)
+{
+  struct pcsf * x0;
+  unsigned int x1;
+  unsigned int x2;
+  unsigned int x3;
+  unsigned int x4;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  uint64_t result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+
+  if (!PyArg_UnpackTuple(args, "pcsf_vectors", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(58), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, unsigned int);
+  if (x1 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, unsigned int);
+  if (x2 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x4 = _cffi_to_c_int(arg4, unsigned int);
+  if (x4 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pcsf_vectors(x0, x1, x2, x3, x4); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, uint64_t);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pcsf_vectors _cffi_d_pcsf_vectors
+#endif
+
 static int _cffi_d_pcsf_wait_answer(struct pcsf * x0)
 {
   return pcsf_wait_answer(x0);
@@ -5129,10 +5383,10 @@ _cffi_f_pcsf_wait_answer(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(58), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (struct pcsf *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -5191,106 +5445,92 @@ static void _cffi_checkfld_struct_pcs_work(struct pcs_work *p)
 struct _cffi_align_struct_pcs_work { char x; struct pcs_work y; };
 
 static const struct _cffi_global_s _cffi_globals[] = {
-  { "PCS_AREA_DENIED", (void *)_cffi_const_PCS_AREA_DENIED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_AREA_MAPPED", (void *)_cffi_const_PCS_AREA_MAPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_AREA_NONE", (void *)_cffi_const_PCS_AREA_NONE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_AREA_OWNER", (void *)_cffi_const_PCS_AREA_OWNER, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_ENDED", (void *)_cffi_const_PCS_ENDED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_FRONT_STATE", (void *)_cffi_const_PCS_FRONT_STATE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_OWNER_EVENT", (void *)_cffi_const_PCS_OWNER_EVENT, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_OWNER_MESSAGE", (void *)_cffi_const_PCS_OWNER_MESSAGE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_OWNER_REQUEST", (void *)_cffi_const_PCS_OWNER_REQUEST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_OWNER_STOPPED", (void *)_cffi_const_PCS_OWNER_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_OWNER_TIMEOUT", (void *)_cffi_const_PCS_OWNER_TIMEOUT, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PCS_SLICE_NS", (void *)_cffi_const_PCS_SLICE_NS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "PCS_STOPPED", (void *)_cffi_const_PCS_STOPPED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_CLEAR", (void *)_cffi_const_PCS_TABLE_CLEAR, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_HARDWARE", (void *)_cffi_const_PCS_TABLE_HARDWARE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_IGNORE", (void *)_cffi_const_PCS_TABLE_IGNORE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_RULE", (void *)_cffi_const_PCS_TABLE_RULE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_THROUGH", (void *)_cffi_const_PCS_TABLE_THROUGH, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_TRAP", (void *)_cffi_const_PCS_TABLE_TRAP, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_VALUE", (void *)_cffi_const_PCS_TABLE_VALUE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_VIRTUAL", (void *)_cffi_const_PCS_TABLE_VIRTUAL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "PCS_TABLE_ZERO", (void *)_cffi_const_PCS_TABLE_ZERO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 143), (void *)_cffi_d_pcisplit_word_load },
-  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 294), (void *)_cffi_d_pcisplit_word_store },
+  { "pcisplit_word_load", (void *)_cffi_f_pcisplit_word_load, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 149), (void *)_cffi_d_pcisplit_word_load },
+  { "pcisplit_word_store", (void *)_cffi_f_pcisplit_word_store, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 320), (void *)_cffi_d_pcisplit_word_store },
+  { "pcs_access_failed", (void *)_cffi_f_pcs_access_failed, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_pcs_access_failed },
   { "pcs_access_went", (void *)_cffi_f_pcs_access_went, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 9), (void *)_cffi_d_pcs_access_went },
-  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 91), (void *)_cffi_d_pcs_check_request_octets },
+  { "pcs_check_request_octets", (void *)_cffi_f_pcs_check_request_octets, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 92), (void *)_cffi_d_pcs_check_request_octets },
   { "pcs_device_area", (void *)_cffi_f_pcs_device_area, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 31), (void *)_cffi_d_pcs_device_area },
-  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 262), (void *)_cffi_d_pcs_device_bar },
-  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 251), (void *)_cffi_d_pcs_device_config_apply },
-  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_device_enable },
-  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_free },
-  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 146), (void *)_cffi_d_pcs_device_hits },
-  { "pcs_device_hold", (void *)_cffi_f_pcs_device_hold, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_hold },
-  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 106), (void *)_cffi_d_pcs_device_new },
-  { "pcs_device_release", (void *)_cffi_f_pcs_device_release, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_device_release },
-  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 246), (void *)_cffi_d_pcs_device_set },
+  { "pcs_device_bar", (void *)_cffi_f_pcs_device_bar, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 285), (void *)_cffi_d_pcs_device_bar },
+  { "pcs_device_config_apply", (void *)_cffi_f_pcs_device_config_apply, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 274), (void *)_cffi_d_pcs_device_config_apply },
+  { "pcs_device_enable", (void *)_cffi_f_pcs_device_enable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 280), (void *)_cffi_d_pcs_device_enable },
+  { "pcs_device_free", (void *)_cffi_f_pcs_device_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 254), (void *)_cffi_d_pcs_device_free },
+  { "pcs_device_hits", (void *)_cffi_f_pcs_device_hits, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 152), (void *)_cffi_d_pcs_device_hits },
+  { "pcs_device_hold", (void *)_cffi_f_pcs_device_hold, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 254), (void *)_cffi_d_pcs_device_hold },
+  { "pcs_device_new", (void *)_cffi_f_pcs_device_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 107), (void *)_cffi_d_pcs_device_new },
+  { "pcs_device_release", (void *)_cffi_f_pcs_device_release, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 254), (void *)_cffi_d_pcs_device_release },
+  { "pcs_device_set", (void *)_cffi_f_pcs_device_set, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 269), (void *)_cffi_d_pcs_device_set },
   { "pcs_device_shape", (void *)_cffi_f_pcs_device_shape, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pcs_device_shape },
-  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 224), (void *)_cffi_d_pcs_device_table },
-  { "pcs_device_tally", (void *)_cffi_f_pcs_device_tally, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 242), (void *)_cffi_d_pcs_device_tally },
-  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_device_vector },
+  { "pcs_device_table", (void *)_cffi_f_pcs_device_table, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 247), (void *)_cffi_d_pcs_device_table },
+  { "pcs_device_tally", (void *)_cffi_f_pcs_device_tally, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 265), (void *)_cffi_d_pcs_device_tally },
+  { "pcs_device_vector", (void *)_cffi_f_pcs_device_vector, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 280), (void *)_cffi_d_pcs_device_vector },
   { "pcs_device_watch", (void *)_cffi_f_pcs_device_watch, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 4), (void *)_cffi_d_pcs_device_watch },
-  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 94), (void *)_cffi_d_pcs_guarded_access },
-  { "pcs_guarded_copy", (void *)_cffi_f_pcs_guarded_copy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 83), (void *)_cffi_d_pcs_guarded_copy },
-  { "pcs_owner_data", (void *)_cffi_f_pcs_owner_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 209), (void *)_cffi_d_pcs_owner_data },
-  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 234), (void *)_cffi_d_pcs_owner_finish },
-  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 228), (void *)_cffi_d_pcs_owner_request },
-  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_owner_stop },
-  { "pcs_owner_take_events", (void *)_cffi_f_pcs_owner_take_events, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 130), (void *)_cffi_d_pcs_owner_take_events },
+  { "pcs_guarded_access", (void *)_cffi_f_pcs_guarded_access, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 95), (void *)_cffi_d_pcs_guarded_access },
+  { "pcs_guarded_copy", (void *)_cffi_f_pcs_guarded_copy, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 84), (void *)_cffi_d_pcs_guarded_copy },
+  { "pcs_owner_data", (void *)_cffi_f_pcs_owner_data, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 232), (void *)_cffi_d_pcs_owner_data },
+  { "pcs_owner_finish", (void *)_cffi_f_pcs_owner_finish, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 257), (void *)_cffi_d_pcs_owner_finish },
+  { "pcs_owner_request", (void *)_cffi_f_pcs_owner_request, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 251), (void *)_cffi_d_pcs_owner_request },
+  { "pcs_owner_stop", (void *)_cffi_f_pcs_owner_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 254), (void *)_cffi_d_pcs_owner_stop },
+  { "pcs_owner_take_events", (void *)_cffi_f_pcs_owner_take_events, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pcs_owner_take_events },
   { "pcs_owner_wait", (void *)_cffi_f_pcs_owner_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pcs_owner_wait },
-  { "pcs_owner_wake", (void *)_cffi_f_pcs_owner_wake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 231), (void *)_cffi_d_pcs_owner_wake },
-  { "pcs_owner_work", (void *)_cffi_f_pcs_owner_work, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 115), (void *)_cffi_d_pcs_owner_work },
-  { "pcs_prefault", (void *)_cffi_f_pcs_prefault, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 102), (void *)_cffi_d_pcs_prefault },
+  { "pcs_owner_wake", (void *)_cffi_f_pcs_owner_wake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 254), (void *)_cffi_d_pcs_owner_wake },
+  { "pcs_owner_work", (void *)_cffi_f_pcs_owner_work, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 116), (void *)_cffi_d_pcs_owner_work },
+  { "pcs_prefault", (void *)_cffi_f_pcs_prefault, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 103), (void *)_cffi_d_pcs_prefault },
   { "pcs_serve_add", (void *)_cffi_f_pcs_serve_add, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_pcs_serve_add },
-  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 271), (void *)_cffi_d_pcs_serve_end },
-  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 279), (void *)_cffi_d_pcs_serve_features },
-  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 268), (void *)_cffi_d_pcs_serve_free },
-  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 133), (void *)_cffi_d_pcs_serve_front_state },
-  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pcs_serve_new },
-  { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 53), (void *)_cffi_d_pcs_serve_reason },
+  { "pcs_serve_end", (void *)_cffi_f_pcs_serve_end, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 294), (void *)_cffi_d_pcs_serve_end },
+  { "pcs_serve_features", (void *)_cffi_f_pcs_serve_features, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 302), (void *)_cffi_d_pcs_serve_features },
+  { "pcs_serve_free", (void *)_cffi_f_pcs_serve_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 291), (void *)_cffi_d_pcs_serve_free },
+  { "pcs_serve_front_state", (void *)_cffi_f_pcs_serve_front_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 139), (void *)_cffi_d_pcs_serve_front_state },
+  { "pcs_serve_new", (void *)_cffi_f_pcs_serve_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_pcs_serve_new },
+  { "pcs_serve_reason", (void *)_cffi_f_pcs_serve_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 54), (void *)_cffi_d_pcs_serve_reason },
   { "pcs_serve_run", (void *)_cffi_f_pcs_serve_run, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 45), (void *)_cffi_d_pcs_serve_run },
-  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 275), (void *)_cffi_d_pcs_serve_set_state },
-  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 279), (void *)_cffi_d_pcs_serve_spin },
-  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 268), (void *)_cffi_d_pcs_serve_stop },
-  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 212), (void *)_cffi_d_pcs_test_check_write },
+  { "pcs_serve_set_state", (void *)_cffi_f_pcs_serve_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 298), (void *)_cffi_d_pcs_serve_set_state },
+  { "pcs_serve_spin", (void *)_cffi_f_pcs_serve_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 302), (void *)_cffi_d_pcs_serve_spin },
+  { "pcs_serve_stop", (void *)_cffi_f_pcs_serve_stop, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 291), (void *)_cffi_d_pcs_serve_stop },
+  { "pcs_test_check_write", (void *)_cffi_f_pcs_test_check_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 235), (void *)_cffi_d_pcs_test_check_write },
   { "pcs_test_needs_owner", (void *)_cffi_f_pcs_test_needs_owner, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 19), (void *)_cffi_d_pcs_test_needs_owner },
   { "pcs_test_read", (void *)_cffi_f_pcs_test_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 13), (void *)_cffi_d_pcs_test_read },
-  { "pcsf_abandon", (void *)_cffi_f_pcsf_abandon, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_abandon },
-  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_awake },
-  { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_back_reason },
-  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pcsf_back_state },
-  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 193), (void *)_cffi_d_pcsf_bar_post },
-  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 178), (void *)_cffi_d_pcsf_bar_read },
-  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 185), (void *)_cffi_d_pcsf_bar_write },
-  { "pcsf_block", (void *)_cffi_f_pcsf_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 150), (void *)_cffi_d_pcsf_block },
-  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_close },
-  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 160), (void *)_cffi_d_pcsf_config_read },
-  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 166), (void *)_cffi_d_pcsf_config_write },
-  { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_connect },
-  { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 70), (void *)_cffi_d_pcsf_event },
-  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 283), (void *)_cffi_d_pcsf_free },
-  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 139), (void *)_cffi_d_pcsf_generation },
-  { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 80), (void *)_cffi_d_pcsf_gone },
-  { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pcsf_interrupt_wait },
-  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 173), (void *)_cffi_d_pcsf_interrupts },
-  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_detail },
-  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_moved },
-  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 202), (void *)_cffi_d_pcsf_last_value },
-  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_pcsf_new },
-  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 173), (void *)_cffi_d_pcsf_operation },
-  { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_pcsf_poll },
-  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pcsf_ready },
-  { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_retire },
-  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 286), (void *)_cffi_d_pcsf_set_spin },
-  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 290), (void *)_cffi_d_pcsf_set_timeout },
-  { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_sleep },
-  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 205), (void *)_cffi_d_pcsf_statistic },
-  { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 74), (void *)_cffi_d_pcsf_submit },
-  { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 59), (void *)_cffi_d_pcsf_trace },
-  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 219), (void *)_cffi_d_pcsf_trace_take },
-  { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 56), (void *)_cffi_d_pcsf_wait_answer },
+  { "pcsf_abandon", (void *)_cffi_f_pcsf_abandon, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 306), (void *)_cffi_d_pcsf_abandon },
+  { "pcsf_awake", (void *)_cffi_f_pcsf_awake, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 306), (void *)_cffi_d_pcsf_awake },
+  { "pcsf_back_reason", (void *)_cffi_f_pcsf_back_reason, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_back_reason },
+  { "pcsf_back_state", (void *)_cffi_f_pcsf_back_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 142), (void *)_cffi_d_pcsf_back_state },
+  { "pcsf_bar_block", (void *)_cffi_f_pcsf_bar_block, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 188), (void *)_cffi_d_pcsf_bar_block },
+  { "pcsf_bar_free", (void *)_cffi_f_pcsf_bar_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 317), (void *)_cffi_d_pcsf_bar_free },
+  { "pcsf_bar_new", (void *)_cffi_f_pcsf_bar_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 131), (void *)_cffi_d_pcsf_bar_new },
+  { "pcsf_bar_post", (void *)_cffi_f_pcsf_bar_post, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 211), (void *)_cffi_d_pcsf_bar_post },
+  { "pcsf_bar_post_many", (void *)_cffi_f_pcsf_bar_post_many, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 225), (void *)_cffi_d_pcsf_bar_post_many },
+  { "pcsf_bar_read", (void *)_cffi_f_pcsf_bar_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 200), (void *)_cffi_d_pcsf_bar_read },
+  { "pcsf_bar_read32", (void *)_cffi_f_pcsf_bar_read32, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 196), (void *)_cffi_d_pcsf_bar_read32 },
+  { "pcsf_bar_read_many", (void *)_cffi_f_pcsf_bar_read_many, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 218), (void *)_cffi_d_pcsf_bar_read_many },
+  { "pcsf_bar_write", (void *)_cffi_f_pcsf_bar_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 205), (void *)_cffi_d_pcsf_bar_write },
+  { "pcsf_close", (void *)_cffi_f_pcsf_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 306), (void *)_cffi_d_pcsf_close },
+  { "pcsf_config_read", (void *)_cffi_f_pcsf_config_read, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 156), (void *)_cffi_d_pcsf_config_read },
+  { "pcsf_config_write", (void *)_cffi_f_pcsf_config_write, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 162), (void *)_cffi_d_pcsf_config_write },
+  { "pcsf_connect", (void *)_cffi_f_pcsf_connect, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_connect },
+  { "pcsf_event", (void *)_cffi_f_pcsf_event, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_pcsf_event },
+  { "pcsf_free", (void *)_cffi_f_pcsf_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 306), (void *)_cffi_d_pcsf_free },
+  { "pcsf_generation", (void *)_cffi_f_pcsf_generation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 145), (void *)_cffi_d_pcsf_generation },
+  { "pcsf_gone", (void *)_cffi_f_pcsf_gone, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 81), (void *)_cffi_d_pcsf_gone },
+  { "pcsf_interrupt_wait", (void *)_cffi_f_pcsf_interrupt_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 64), (void *)_cffi_d_pcsf_interrupt_wait },
+  { "pcsf_interrupts", (void *)_cffi_f_pcsf_interrupts, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 169), (void *)_cffi_d_pcsf_interrupts },
+  { "pcsf_last_detail", (void *)_cffi_f_pcsf_last_detail, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 181), (void *)_cffi_d_pcsf_last_detail },
+  { "pcsf_last_moved", (void *)_cffi_f_pcsf_last_moved, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 181), (void *)_cffi_d_pcsf_last_moved },
+  { "pcsf_last_value", (void *)_cffi_f_pcsf_last_value, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 181), (void *)_cffi_d_pcsf_last_value },
+  { "pcsf_new", (void *)_cffi_f_pcsf_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 119), (void *)_cffi_d_pcsf_new },
+  { "pcsf_operation", (void *)_cffi_f_pcsf_operation, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 169), (void *)_cffi_d_pcsf_operation },
+  { "pcsf_poll", (void *)_cffi_f_pcsf_poll, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 75), (void *)_cffi_d_pcsf_poll },
+  { "pcsf_ready", (void *)_cffi_f_pcsf_ready, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 142), (void *)_cffi_d_pcsf_ready },
+  { "pcsf_retire", (void *)_cffi_f_pcsf_retire, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_retire },
+  { "pcsf_set_spin", (void *)_cffi_f_pcsf_set_spin, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 309), (void *)_cffi_d_pcsf_set_spin },
+  { "pcsf_set_timeout", (void *)_cffi_f_pcsf_set_timeout, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 313), (void *)_cffi_d_pcsf_set_timeout },
+  { "pcsf_sleep", (void *)_cffi_f_pcsf_sleep, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_sleep },
+  { "pcsf_statistic", (void *)_cffi_f_pcsf_statistic, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 184), (void *)_cffi_d_pcsf_statistic },
+  { "pcsf_submit", (void *)_cffi_f_pcsf_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 75), (void *)_cffi_d_pcsf_submit },
+  { "pcsf_trace", (void *)_cffi_f_pcsf_trace, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 60), (void *)_cffi_d_pcsf_trace },
+  { "pcsf_trace_take", (void *)_cffi_f_pcsf_trace_take, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 242), (void *)_cffi_d_pcsf_trace_take },
+  { "pcsf_vectors", (void *)_cffi_f_pcsf_vectors, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 174), (void *)_cffi_d_pcsf_vectors },
+  { "pcsf_wait_answer", (void *)_cffi_f_pcsf_wait_answer, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 57), (void *)_cffi_d_pcsf_wait_answer },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
@@ -5342,28 +5582,22 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pcs_device", 302, _CFFI_F_OPAQUE,
+  { "pcs_device", 324, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcs_serve", 303, _CFFI_F_OPAQUE,
+  { "pcs_places", 325, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pcs_tally", 304, _CFFI_F_CHECK_FIELDS,
+  { "pcs_run", 326, _CFFI_F_OPAQUE,
+    (size_t)-1, -1, -1, 0 /* opaque */ },
+  { "pcs_serve", 327, _CFFI_F_OPAQUE,
+    (size_t)-1, -1, -1, 0 /* opaque */ },
+  { "pcs_tally", 328, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pcs_tally), offsetof(struct _cffi_align_struct_pcs_tally, y), 0, 9 },
-  { "pcs_work", 306, _CFFI_F_CHECK_FIELDS,
+  { "pcs_work", 330, 0,
     sizeof(struct pcs_work), offsetof(struct _cffi_align_struct_pcs_work, y), 9, 6 },
-  { "pcsf", 307, _CFFI_F_OPAQUE,
+  { "pcsf", 331, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-};
-
-static const struct _cffi_enum_s _cffi_enums[] = {
-  { "$1", 298, _cffi_prim_int(4, 0),
-    "PCS_OWNER_TIMEOUT,PCS_OWNER_REQUEST,PCS_OWNER_MESSAGE,PCS_OWNER_EVENT,PCS_OWNER_STOPPED" },
-  { "$2", 299, _cffi_prim_int(4, 0),
-    "PCS_AREA_NONE,PCS_AREA_MAPPED,PCS_AREA_OWNER,PCS_AREA_DENIED" },
-  { "$3", 300, _cffi_prim_int(4, 0),
-    "PCS_TABLE_VALUE,PCS_TABLE_HARDWARE,PCS_TABLE_VIRTUAL,PCS_TABLE_THROUGH,PCS_TABLE_CLEAR,PCS_TABLE_IGNORE,"
-    "PCS_TABLE_ZERO,PCS_TABLE_TRAP,PCS_TABLE_RULE" },
-  { "$4", 301, _cffi_prim_int(4, 0),
-    "PCS_STOPPED,PCS_FRONT_STATE,PCS_ENDED" },
+  { "pcsf_bar", 332, _CFFI_F_OPAQUE,
+    (size_t)-1, -1, -1, 0 /* opaque */ },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -5371,14 +5605,14 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_globals,
   _cffi_fields,
   _cffi_struct_unions,
-  _cffi_enums,
+  NULL,  /* no enums */
   NULL,  /* no typenames */
-  100,  /* num_globals */
-  5,  /* num_struct_unions */
-  4,  /* num_enums */
+  86,  /* num_globals */
+  8,  /* num_struct_unions */
+  0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  311,  /* num_types */
+  336,  /* num_types */
   0,  /* flags */
 };
 

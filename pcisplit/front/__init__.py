@@ -15,6 +15,7 @@ the device (interrupts) has an async twin for trio. A session is for one thread 
 
 from pathlib import Path
 
+import pcisplit.errors  # noqa: F401  (what its calls raise is there with it)
 from pcisplit.front.bar import Bar
 from pcisplit.front.config import Config
 from pcisplit.front.device import RemoteDevice

@@ -4,15 +4,21 @@
 import contextlib
 from collections.abc import Sequence
 
-from pcisplit import bootinfo, pci, wire
+from pcisplit import pci, wire
 from pcisplit._core import lib
-from pcisplit.errors import AccessError, PcisplitError, SessionGone
 from pcisplit.front.bar import Bar
 from pcisplit.front.config import Config
 from pcisplit.front.irq import Irq
 from pcisplit.front.native import Handle
-from pcisplit.messages import parse_untrusted
-from pcisplit.wire import DeviceFlag, Error, Op
+from pcisplit.proto import bootinfo
+from pcisplit.proto.errors import AccessError, PcisplitError, SessionGone
+from pcisplit.wire import DeviceFlag, Error, Op, VectorMode
+
+
+def _eventfd(run: bootinfo.Vectors, vector: int, fds: Sequence[int]) -> int:
+    """The descriptor of a direct vector, -1 of a relayed one: those of a run follow its first [BOOT-7]."""
+    place = run.fd + vector - run.first
+    return fds[place] if run.mode is VectorMode.DIRECT and place < len(fds) else -1
 
 
 class RemoteDevice:
@@ -22,17 +28,16 @@ class RemoteDevice:
         self, handle: Handle, info: bootinfo.Device, b2f: memoryview, fds: Sequence[int], doorbell: int
     ) -> None:
         self._handle, self._info = handle, info
-        self._state = b2f[info.state_offset : info.state_offset + wire.DEVICE_STATE.sizeof()]
+        self._state = b2f[info.state_offset : info.state_offset + wire.DEVICE_STATE.size]
         self.name = info.name
         self.vendor, self.device_id, self.class_code = info.vendor, info.device_id, info.class_code
-        self.resettable = bool(info.flags & DeviceFlag.RESETTABLE)
+        self.resettable = bool(info.device_flags & DeviceFlag.RESETTABLE)
         self.config = Config(handle, info.index, info.name)
         self._bars = {bar.index: Bar(handle, info.index, info.name, bar) for bar in info.bars}
         self._irqs = {
-            vector.index: Irq(
-                handle, info.index, info.name, vector, fds[vector.fd] if vector.fd < len(fds) else -1, doorbell
-            )
-            for vector in info.vectors
+            vector: Irq(handle, info.index, info.name, run, vector, _eventfd(run, vector, fds), doorbell)
+            for run in info.vectors[:1]  # the C frontend counts those of the first run
+            for vector in range(run.first, run.first + run.count)
         }
 
     def __repr__(self) -> str:
@@ -98,7 +103,7 @@ class RemoteDevice:
             octets = bytes(self._state)
         except ValueError:  # released
             raise SessionGone(Error.SUCCESS, "this side closed it") from None
-        return int(parse_untrusted(wire.DEVICE_STATE, octets, "device state", Error.OP_FAILED)[name])
+        return int(wire.DEVICE_STATE.parse(octets, strict=False)[name])
 
     def release(self) -> None:
         """Let go of shared memory; called by the session."""

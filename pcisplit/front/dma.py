@@ -4,8 +4,8 @@
 import mmap
 from typing import NamedTuple
 
-from pcisplit.bootinfo import DmaWindow
-from pcisplit.errors import AccessError, BusyError
+from pcisplit.proto.bootinfo import DmaWindow
+from pcisplit.proto.errors import AccessError, BusyError
 from pcisplit.wire import Error
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 
-from pcisplit.errors import RemoteProtocolError
+from pcisplit.proto.errors import RemoteProtocolError
 from pcisplit.wire import Error
 
 

@@ -5,21 +5,23 @@ import os
 import select
 import time
 
-from pcisplit import bootinfo
 from pcisplit._core import ffi, lib
-from pcisplit.errors import AccessTimeout
 from pcisplit.front.native import Handle
+from pcisplit.proto import bootinfo
+from pcisplit.proto.errors import AccessTimeout
 from pcisplit.wire import Error, Op, VectorMode
 
 
 class Irq:
     """One vector. ``wait`` takes seconds and returns how many interrupts came since it was last asked."""
 
-    __slots__ = ("_device", "_doorbell", "_fd", "_handle", "_name", "mode", "vector")
+    __slots__ = ("_count", "_device", "_doorbell", "_fd", "_handle", "_name", "mode", "vector")
 
-    def __init__(self, handle: Handle, device: int, name: str, info: bootinfo.Vector, fd: int, doorbell: int) -> None:
+    def __init__(
+        self, handle: Handle, device: int, name: str, info: bootinfo.Vectors, vector: int, fd: int, doorbell: int
+    ) -> None:
         self._handle, self._device, self._name = handle, device, name
-        self.vector, self.mode = info.index, info.mode
+        self.vector, self.mode, self._count = vector, info.mode, info.count
         self._fd, self._doorbell = fd, doorbell
 
     def __repr__(self) -> str:
@@ -29,12 +31,15 @@ class Irq:
         return f"{what} vector {self.vector} of {self._name}"
 
     def enable(self) -> None:
-        """Let interrupts come. Raises AccessError: BUSY if they already do, QUOTA."""
-        self._handle.check(lib.pcsf_operation(self._handle.raw, Op.ENABLE_MSI, self._device), self._where("enabling"))
+        """Let interrupts come, of this vector and the others of its device. AccessError: BUSY if they already do, QUOTA."""
+        self._all(Op.ENABLE_MSI, "enabling")
 
     def disable(self) -> None:
         """No interrupt comes after this returns."""
-        self._handle.check(lib.pcsf_operation(self._handle.raw, Op.DISABLE_MSI, self._device), self._where("disabling"))
+        self._all(Op.DISABLE_MSI, "disabling")
+
+    def _all(self, op: Op, what: str) -> None:
+        self._handle.check(lib.pcsf_vectors(self._handle.raw, op, self._device, 0, self._count), self._where(what))
 
     def poll(self) -> int:
         """Interrupts since it was last asked, without waiting."""

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pcisplit import wire
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import ERRORS, MeetingRefused, RemoteProtocolError, SessionGone
 from pcisplit.front.session import Session
-from pcisplit.messages import Hello, Need, Reply, parse_reply_untrusted
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import ERRORS, MeetingRefused, RemoteProtocolError, SessionGone
+from pcisplit.proto.meeting import Hello, Need, Reply, parse_reply_untrusted
 from pcisplit.wire import Error
 
 _PAUSES = (0.01, 0.2)  #: seconds between attempts: the first, and the longest after doubling
@@ -45,7 +45,7 @@ def connect(
     Raises MeetingRefused, RemoteProtocolError, SessionGone, OSError: at once, or the last one when the time is over, which its
     text then tells.
     """
-    needs = tuple(need if isinstance(need, Need) else Need(need, wire.ALL_VECTORS) for need in devices)
+    needs = tuple(need if isinstance(need, Need) else Need(need, wire.AS_MANY) for need in devices)
     hello = Hello(driver, needs, wire.DMA_ALL if dma is None else dma, dma_bits)
     began, pause, attempts = time.monotonic(), _PAUSES[0], 0
     while True:
@@ -118,7 +118,7 @@ def _reach(sock: socket.socket, path: str, deadline: float) -> None:
 
 def _meet(sock: socket.socket, hello: Hello) -> tuple[Reply, list[int]]:
     sock.send(hello.to_bytes())
-    data, fds, _, _ = socket.recv_fds(sock, 1 << 18, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    data, fds, _, _ = socket.recv_fds(sock, wire.REPLY_MAX, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if not data:
         raise SessionGone(Error.OP_FAILED, "the backend hung up without an answer")
     try:

@@ -2,15 +2,14 @@
 """The C frontend as Python sees it: one handle, calls that return packed results, errors unpacked in one place."""
 
 import mmap
-import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pcisplit import wire
 from pcisplit._core import ffi, lib
-from pcisplit.errors import AccessError, AccessTimeout, BusyError, SessionGone, known_error
 from pcisplit.front.slots import pack, unpack_untrusted
-from pcisplit.messages import Request, Response
+from pcisplit.proto.errors import AccessError, AccessTimeout, BusyError, SessionGone, known_error
+from pcisplit.proto.slots import Request, Response
 from pcisplit.wire import Error, State
 
 INSIDE = -0x8000  #: PCSF_INSIDE: not an error of the wire; another thread is in the handle
@@ -30,8 +29,20 @@ class Handle:
             raise SessionGone(known_error(error[0]))
         self.raw: Any = ffi.gc(raw, lib.pcsf_free)  # a thread on its way in holds it: memory outlives the session
         self.timeout = 0.0
-        self.strays = 0  #: answers to submitted requests that came to somebody else
         self._ended = self._closed = False
+
+    def bar(self, device: int, index: int) -> Any:
+        """A ``struct pcsf_bar``; it keeps this handle's memory alive. MemoryError."""
+        raw = lib.pcsf_bar_new(self.raw, device, index)
+        if raw == ffi.NULL:
+            raise MemoryError("no memory for a BAR")
+        front = self.raw  # outlives it
+
+        def free(bar: Any) -> None:
+            lib.pcsf_bar_free(bar)
+            assert front is not None
+
+        return ffi.gc(raw, free)
 
     def set_timeout(self, seconds: float) -> None:
         """Seconds after which a call gives up."""
@@ -119,30 +130,6 @@ class Handle:
             if error:
                 self.fail_code(error, "waiting for answers")
         return came
-
-    def ask(self, requests: Sequence[Request], where: str) -> list[Response]:
-        """Submit requests, all in flight at once, and wait for their answers, which come in the order of the requests.
-
-        AccessTimeout when they are not all there within the handle's timeout; late ones are dropped and counted.
-        """
-        deadline = time.monotonic() + self.timeout
-        answers: dict[int, Response | None] = {}
-        try:
-            answers = dict.fromkeys(self.submit(requests))
-            missing = len(answers)
-            while missing:
-                for response in self.poll_or_wait():
-                    if answers.get(response.id, response) is not None:  # of an earlier call that gave up, or twice
-                        self.strays += 1
-                        continue
-                    answers[response.id] = response
-                    missing -= 1
-                if missing and time.monotonic() > deadline:
-                    self.fail_code(Error.TIMEOUT, where)
-        except BaseException:
-            lib.pcsf_abandon(self.raw)
-            raise
-        return [response for response in answers.values() if response is not None]
 
     def trace(self, entries: int) -> None:
         """Keep the last `entries` slots that cross; 0 ends it. Raises MemoryError."""

@@ -24,7 +24,10 @@
 #define PCIFRONT_FOREVER UINT64_MAX
 #define PCIFRONT_COUNTED (UINT64_C(1) << 63) /* of a deadline: it counts from the first wait; `ns` is below it */
 #define PCIFRONT_WITHIN(ns) ((uint64_t)(ns) | PCIFRONT_COUNTED)
-#define PCIFRONT_PENDING 256 /* requests in flight; a power of two, at most the slots of the response ring */
+#define PCIFRONT_PENDING 256 /* most requests in flight; a power of two. Fewer if the response ring has fewer slots */
+#ifndef PCIFRONT_VECTORS
+#define PCIFRONT_VECTORS 64 /* vectors of a device whose interrupts are counted here; at most PCISPLIT_MAX_VECTORS */
+#endif
 
 struct pcifront_hooks {
     void *context;
@@ -47,9 +50,12 @@ struct pcifront_device {
     uint16_t vendor, device_id;
     uint32_t class_code;
     uint32_t config_size;
-    uint16_t vectors;
+    uint32_t vectors;         /* that it may enable; of its first run */
+    const uint64_t *counters; /* in b2f, of relayed vectors; NULL: none, or direct */
+    const uint64_t *totals;   /* in b2f, a sum per 64 of them */
     struct pcifront_bar bar[PCISPLIT_BAR_COUNT];
-    uint64_t counter_seen[PCISPLIT_MAX_VECTORS];
+    uint64_t counter_seen[PCIFRONT_VECTORS];
+    uint64_t total_seen[(PCIFRONT_VECTORS + 63) / 64];
     char name[PCISPLIT_NAME_MAX + 1];
 };
 
@@ -61,10 +67,10 @@ struct pcifront_window {
 struct pcifront_pending {
     uint32_t id;
     uint32_t generation;
+    uint16_t device, op;
     uint8_t state;  /* enum in pcifront.c */
     uint8_t chunk;  /* bulk chunk it occupies, plus 1; 0: none */
-    uint16_t device;
-    struct pcisplit_response response;
+    struct pcisplit_response response; /* of one that was submitted */
 };
 
 struct pcifront {
@@ -76,13 +82,18 @@ struct pcifront {
     struct pcisplit_consumer events;
     volatile uint8_t *bulk_in;
     const volatile uint8_t *bulk_out;
-    uint32_t chunks_busy;  /* one bit per PCISPLIT_BLOCK_MAX octets of the bulk areas */
+    uint32_t chunks, chunks_busy; /* pieces of PCISPLIT_BLOCK_MAX octets of the bulk areas; a bit for each in use */
     uint32_t spin;         /* turns to spin before sleeping */
     uint32_t yielded;      /* the caller waits for the doorbell itself: calls leave the sleeping word set */
+    uint32_t empty;        /* polls in a row that found nothing */
+    uint32_t pack_count;   /* writes in the pack that is being filled in the next slot; 0: none */
+    uint64_t pack_key;     /* its second word */
     uint64_t features;
     uint64_t late, strange, stale; /* responses nobody waits for; not asked for or against the rules; of an old generation */
-    uint32_t next_id;
+    uint32_t serial;
+    uint32_t free_count;
     uint32_t done_head, done_tail;
+    uint8_t free[PCIFRONT_PENDING]; /* places of the table that are free, the one used last on top */
     uint8_t done[PCIFRONT_PENDING]; /* completed by submit/poll, oldest first */
     unsigned device_count, window_count;
     struct pcifront_device device[PCISPLIT_MAX_DEVICES];
@@ -121,11 +132,22 @@ int pcifront_bar_write(struct pcifront *f, unsigned device, unsigned bar, uint64
                        uint64_t value, uint64_t deadline);
 
 /* A write without an answer [BAR-10]: it has reached the device when a later read has been answered; its error is
- * counted in the device state. `publish` 0 leaves it unseen until the next request or pcifront_publish(), so that a batch
- * costs one index store. A full ring is waited for until the deadline; with deadline 0 it is BUSY. */
+ * counted in the device state. With `publish` 0 more is to come: the write may wait for others to travel in one slot with
+ * them, and the caller owes another call that submits, polls or waits, or pcifront_publish(). A full ring is waited for
+ * until the deadline; with deadline 0 it is BUSY. */
 int pcifront_bar_post(struct pcifront *f, unsigned device, unsigned bar, uint64_t offset, unsigned width,
                       uint64_t value, int publish, uint64_t deadline);
+
+/* Let the back know of everything that was put into the ring, also if it sleeps. */
 void pcifront_publish(struct pcifront *f);
+
+/* Many accesses of one width and BAR: `offset` and `value` have `count` elements, in octets and as wide as asked. Reads are
+ * made in order, packed into as few slots as the features in force allow, and stop at an error: *done is then the number
+ * before it (those after it in other slots may have been made). Writes are posted; publish with the last. */
+int pcifront_read_many(struct pcifront *f, unsigned device, unsigned bar, unsigned width, const uint32_t *offset,
+                       uint64_t *value, unsigned count, unsigned *done, uint64_t deadline);
+int pcifront_post_many(struct pcifront *f, unsigned device, unsigned bar, unsigned width, const uint32_t *offset,
+                       const uint64_t *value, unsigned count, uint64_t deadline);
 
 /* Move `length` octets between memory and consecutive registers, `width` octets an access. Any length that is a multiple
  * of `width`. On an error *moved says how many octets were moved before it. */
@@ -146,8 +168,9 @@ int pcifront_interrupt_wait(struct pcifront *f, unsigned device, unsigned vector
 /* Reset the device; its generation moves on. NO_RESET, QUOTA. */
 int pcifront_reset(struct pcifront *f, unsigned device, uint64_t deadline);
 
-/* Put one request into the ring and publish it. Fills in id and generation. BUSY: ring or table full, poll first. */
-int pcifront_submit(struct pcifront *f, struct pcisplit_request *request);
+/* Put one request into the ring. Fills in id and generation. BUSY: ring or table full, poll first. With `more` the caller
+ * owes another call that submits, polls or waits, or pcifront_publish(): until then a back that sleeps is not woken. */
+int pcifront_submit(struct pcifront *f, struct pcisplit_request *request, int more);
 
 /* Submit and wait for the answer; returns its error, and its further fields in *response. */
 int pcifront_call(struct pcifront *f, struct pcisplit_request *request, struct pcisplit_response *response,

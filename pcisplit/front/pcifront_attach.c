@@ -45,7 +45,8 @@ static int take_region(struct attach *a, const struct pcisplit_boot_region *r)
 
 static int take_ring(struct attach *a, const struct pcisplit_boot_ring *r)
 {
-    if (r->index > PCISPLIT_RING_EVENT || r->slots == 0 || r->slots & (r->slots - 1) || r->slots > 1u << 16)
+    if (r->index > PCISPLIT_RING_EVENT || r->slots < PCISPLIT_RING_SLOTS_MIN || r->slots & (r->slots - 1) ||
+        r->slots > PCISPLIT_RING_SLOTS_MAX)
         return PCISPLIT_ERROR_OP_FAILED;
     a->ring[r->index] = r;
     return 0;
@@ -53,7 +54,7 @@ static int take_ring(struct attach *a, const struct pcisplit_boot_ring *r)
 
 static int take_bulk(struct attach *a, const struct pcisplit_boot_bulk *r)
 {
-    if (r->index > PCISPLIT_DIRECTION_BACK_TO_FRONT || r->size < PCISPLIT_BULK_SIZE)
+    if (r->index > PCISPLIT_DIRECTION_BACK_TO_FRONT)
         return PCISPLIT_ERROR_OP_FAILED;
     a->bulk[r->index] = r;
     return 0;
@@ -65,8 +66,7 @@ static int take_device(struct attach *a, const struct pcisplit_boot_device *r)
     const struct pcisplit_device_state *state =
         place(a, PCISPLIT_REGION_B2F, r->state_offset, sizeof(struct pcisplit_device_state), 64);
 
-    if (a->f->device_count == PCISPLIT_MAX_DEVICES || r->index != a->f->device_count || !state ||
-        r->vectors > PCISPLIT_MAX_VECTORS)
+    if (a->f->device_count == PCISPLIT_MAX_DEVICES || r->index != a->f->device_count || !state)
         return PCISPLIT_ERROR_OP_FAILED;
     device->state = state;
     device->generation = r->generation;
@@ -74,7 +74,6 @@ static int take_device(struct attach *a, const struct pcisplit_boot_device *r)
     device->device_id = r->device_id;
     device->class_code = r->class_code;
     device->config_size = r->config_size;
-    device->vectors = r->vectors;
     for (unsigned i = 0; i < PCISPLIT_NAME_MAX; i++)
         device->name[i] = (char)r->name[i];
     a->f->device_count++;
@@ -86,11 +85,38 @@ static int take_bar(struct attach *a, const struct pcisplit_boot_bar *r)
     if (r->device >= a->f->device_count || r->index >= PCISPLIT_BAR_COUNT)
         return PCISPLIT_ERROR_OP_FAILED;
     a->f->device[r->device].bar[r->index].size = r->size;
-    a->f->device[r->device].bar[r->index].flags = r->flags;
+    a->f->device[r->device].bar[r->index].flags = r->bar_flags;
     return 0;
 }
 
-static int take_window(struct attach *a, const struct pcisplit_boot_dma_window *r)
+/* The first run of a device is the one whose interrupts are counted here; direct ones are the host's matter. */
+static int take_vectors(struct attach *a, const struct pcisplit_boot_vectors *r)
+{
+    uint64_t words = (r->count + 63u) / 64;
+
+    if (r->device >= a->f->device_count || r->type > PCISPLIT_VECTOR_MSIX || r->mode > PCISPLIT_MODE_DIRECT ||
+        r->count == 0 || r->count > PCISPLIT_MAX_VECTORS || r->first > PCISPLIT_MAX_VECTORS - r->count)
+        return PCISPLIT_ERROR_OP_FAILED;
+    struct pcifront_device *device = &a->f->device[r->device];
+    if (r->mode == PCISPLIT_MODE_DIRECT) {
+        if (!device->vectors && r->first == 0)
+            device->vectors = r->count;
+        return 0;
+    }
+    const uint64_t *counters = place(a, PCISPLIT_REGION_B2F, r->counters, r->count * UINT64_C(8), 8);
+    const uint64_t *totals = place(a, PCISPLIT_REGION_B2F, r->totals, words * 8, 8);
+    if (!counters || !totals || !place(a, PCISPLIT_REGION_B2F, r->pending, words * 8, 8) ||
+        !place(a, PCISPLIT_REGION_B2F, r->masks, words * 8, 8))
+        return PCISPLIT_ERROR_OP_FAILED;
+    if (!device->vectors && r->first == 0) {
+        device->vectors = r->count;
+        device->counters = counters;
+        device->totals = totals;
+    }
+    return 0;
+}
+
+static int take_dma_window(struct attach *a, const struct pcisplit_boot_dma_window *r)
 {
     struct pcifront_window *window = &a->f->window[a->f->window_count];
 
@@ -105,17 +131,38 @@ static int take_window(struct attach *a, const struct pcisplit_boot_dma_window *
     return 0;
 }
 
-static int take_record(struct attach *a, const uint8_t *record)
+/* Kinds that we know, and the octets that a record of each has at least: later versions may add some at its end. */
+static int take_record(struct attach *a, const uint8_t *record, size_t length)
 {
+#define TAKE(KIND, kind) \
+    case PCISPLIT_RECORD_##KIND: \
+        return length < sizeof(struct pcisplit_boot_##kind) ? PCISPLIT_ERROR_OP_FAILED : take_##kind(a, (const void *)record);
     switch (*(const uint16_t *)(const void *)record) {
-    case PCISPLIT_RECORD_REGION: return take_region(a, (const void *)record);
-    case PCISPLIT_RECORD_RING: return take_ring(a, (const void *)record);
-    case PCISPLIT_RECORD_BULK: return take_bulk(a, (const void *)record);
-    case PCISPLIT_RECORD_DEVICE: return take_device(a, (const void *)record);
-    case PCISPLIT_RECORD_BAR: return take_bar(a, (const void *)record);
-    case PCISPLIT_RECORD_DMA_WINDOW: return take_window(a, (const void *)record);
-    default: return 0; /* doorbells and vectors are the host's matter; others are newer than we [BOOT-3] */
+        TAKE(REGION, region)
+        TAKE(RING, ring)
+        TAKE(BULK, bulk)
+        TAKE(DEVICE, device)
+        TAKE(BAR, bar)
+        TAKE(DMA_WINDOW, dma_window)
+        TAKE(VECTORS, vectors)
+    default: return 0; /* doorbells are the host's matter; others are newer than we [BOOT-3] */
     }
+#undef TAKE
+}
+
+/* Every record, skipped by its own length. */
+static int take_records(struct attach *a, const uint8_t *at, size_t left, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (left < 8)
+            return PCISPLIT_ERROR_OP_FAILED;
+        size_t length = *(const uint16_t *)(const void *)(at + 2);
+        if (length < 8 || length % 8 || length > left || take_record(a, at, length))
+            return PCISPLIT_ERROR_OP_FAILED;
+        at += length;
+        left -= length;
+    }
+    return left ? PCISPLIT_ERROR_OP_FAILED : 0;
 }
 
 /* ---- rings --------------------------------------------------------------------------------------------------------- */
@@ -137,16 +184,19 @@ static int take_rings(struct attach *a)
     const struct pcisplit_boot_bulk *in = a->bulk[PCISPLIT_DIRECTION_FRONT_TO_BACK];
     const struct pcisplit_boot_bulk *out = a->bulk[PCISPLIT_DIRECTION_BACK_TO_FRONT];
 
-    if (!front || !back || !requests || !responses || !events || !in || !out)
+    if (!front || !back || !requests || !responses || !events)
         return PCISPLIT_ERROR_OP_FAILED;
-    if (front->magic != PCISPLIT_F2B_MAGIC || back->magic != PCISPLIT_B2F_MAGIC ||
-        in->region != PCISPLIT_REGION_F2B || out->region != PCISPLIT_REGION_B2F ||
-        a->ring[PCISPLIT_RING_RESPONSE]->slots < PCIFRONT_PENDING)
+    if (front->magic != PCISPLIT_F2B_MAGIC || back->magic != PCISPLIT_B2F_MAGIC || !in != !out ||
+        (f->features & PCISPLIT_FEATURE_BLOCK && !in))
         return PCISPLIT_ERROR_OP_FAILED;
-    f->bulk_in = place(a, in->region, in->offset, in->size, 64);
-    f->bulk_out = place(a, out->region, out->offset, out->size, 64);
-    if (!f->bulk_in || !f->bulk_out)
-        return PCISPLIT_ERROR_OP_FAILED;
+    if (in) {
+        uint64_t size = in->size < out->size ? in->size : out->size, chunks = size / PCISPLIT_BLOCK_MAX;
+        f->bulk_in = in->region == PCISPLIT_REGION_F2B ? place(a, in->region, in->offset, in->size, 64) : 0;
+        f->bulk_out = out->region == PCISPLIT_REGION_B2F ? place(a, out->region, out->offset, out->size, 64) : 0;
+        if (!f->bulk_in || !f->bulk_out)
+            return PCISPLIT_ERROR_OP_FAILED;
+        f->chunks = chunks < 32 ? (uint32_t)chunks : 32;
+    }
     f->front = front;
     f->back = back;
     pcisplit_producer_init(&f->requests, requests, &front->req_prod, &back->req_cons,
@@ -154,6 +204,10 @@ static int take_rings(struct attach *a)
     pcisplit_consumer_init(&f->responses, responses, &back->rsp_prod, &front->rsp_cons,
                            a->ring[PCISPLIT_RING_RESPONSE]->slots);
     pcisplit_consumer_init(&f->events, events, &back->evt_prod, &front->evt_cons, a->ring[PCISPLIT_RING_EVENT]->slots);
+    uint32_t slots = a->ring[PCISPLIT_RING_RESPONSE]->slots; /* answers to all that is in flight find room [RING-5] */
+    f->free_count = slots < PCIFRONT_PENDING ? slots : PCIFRONT_PENDING;
+    for (uint32_t i = 0; i < f->free_count; i++)
+        f->free[i] = (uint8_t)(f->free_count - 1 - i);
     return 0;
 }
 
@@ -179,14 +233,11 @@ int pcifront_attach(struct pcifront *f, const void *boot_info, size_t length, vo
         a.size[i] = size[i];
     }
     if ((uintptr_t)boot_info % 8 || length < sizeof *info || info->magic != PCISPLIT_BOOT_MAGIC ||
-        info->major != PCISPLIT_MAJOR || info->length != length ||
-        length != sizeof *info + (uint64_t)info->records * PCISPLIT_BOOT_RECORD_SIZE)
+        info->major != PCISPLIT_MAJOR || info->length != length)
         return PCISPLIT_ERROR_OP_FAILED;
-    for (uint32_t i = 0; i < info->records; i++) {
-        const uint8_t *record = (const uint8_t *)boot_info + sizeof *info + (size_t)i * PCISPLIT_BOOT_RECORD_SIZE;
-        if (*(const uint16_t *)(const void *)(record + 2) != PCISPLIT_BOOT_RECORD_SIZE || take_record(&a, record))
-            return PCISPLIT_ERROR_OP_FAILED;
-    }
+    f->features = info->features;
+    if (take_records(&a, (const uint8_t *)boot_info + sizeof *info, length - sizeof *info, info->records))
+        return PCISPLIT_ERROR_OP_FAILED;
     if (take_rings(&a))
         return PCISPLIT_ERROR_OP_FAILED;
     f->hooks.context = hooks->context;
@@ -194,7 +245,6 @@ int pcifront_attach(struct pcifront *f, const void *boot_info, size_t length, vo
     f->hooks.wait = hooks->wait;
     f->hooks.now = hooks->now;
     f->hooks.trace = hooks->trace;
-    f->features = info->features;
     set_state(f, PCISPLIT_STATE_INITIALISING);
     f->front->features = info->features;
     set_state(f, PCISPLIT_STATE_INITIALISED);
@@ -211,11 +261,8 @@ static int connect_stop(struct pcifront *f, const void *what)
 int pcifront_connect(struct pcifront *f, uint64_t deadline)
 {
     while (!connect_stop(f, 0)) {
-        int error = pcifront_collect(f); /* there can be none that was asked for */
-        if (error > 0)
-            error = pcifront_overdue(f, &deadline);
-        else if (error == 0)
-            error = pcifront_wait(f, connect_stop, 0, &deadline);
+        int error = pcifront_collect(f) ? pcifront_overdue(f, &deadline) /* there can be none that was asked for */
+                                        : pcifront_wait(f, connect_stop, 0, &deadline);
         if (error < 0)
             return error;
     }

@@ -5,23 +5,11 @@
  */
 #include "pcifront_internal.h"
 
-static void compose(union pcifront_slot *slot, unsigned op, unsigned device, unsigned region, uint64_t offset, unsigned width,
-                    uint64_t value)
-{
-    volatile uint64_t *word = slot->raw.word; /* whole words: smaller stores would make the copy to the ring wait */
-
-    word[0] = op & 0xffffu;
-    word[1] = (device & 0xffffu) | (uint64_t)(region & 0xffu) << 16 | (uint64_t)(width & 0xffu) << 24;
-    word[2] = offset;
-    word[3] = value;
-    word[4] = word[5] = word[6] = word[7] = 0;
-}
-
 int pcifront_config_read(struct pcifront *f, unsigned device, uint32_t offset, unsigned width, uint32_t *value,
                          uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_CONF_READ, device, 0, offset, width, 0);
+    pcifront_compose(&slot, PCISPLIT_OP_CONF_READ, device, 0, offset, width, 0);
     int error = pcifront_call_slot(f, &slot, 0, &deadline);
     *value = error ? 0xffffffffu : (uint32_t)slot.response.value;
     return error;
@@ -31,7 +19,7 @@ int pcifront_config_write(struct pcifront *f, unsigned device, uint32_t offset, 
                           uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_CONF_WRITE, device, 0, offset, width, value);
+    pcifront_compose(&slot, PCISPLIT_OP_CONF_WRITE, device, 0, offset, width, value);
     return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
@@ -39,7 +27,7 @@ int pcifront_bar_read(struct pcifront *f, unsigned device, unsigned bar, uint64_
                       uint64_t *value, uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_BAR_READ, device, bar, offset, width, 0);
+    pcifront_compose(&slot, PCISPLIT_OP_BAR_READ, device, bar, offset, width, 0);
     int error = pcifront_call_slot(f, &slot, 0, &deadline);
     *value = error ? UINT64_MAX : slot.response.value;
     return error;
@@ -49,38 +37,25 @@ int pcifront_bar_write(struct pcifront *f, unsigned device, unsigned bar, uint64
                        uint64_t value, uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_BAR_WRITE, device, bar, offset, width, value);
+    pcifront_compose(&slot, PCISPLIT_OP_BAR_WRITE, device, bar, offset, width, value);
     return pcifront_call_slot(f, &slot, 0, &deadline);
-}
-
-int pcifront_bar_post(struct pcifront *f, unsigned device, unsigned bar, uint64_t offset, unsigned width,
-                      uint64_t value, int publish, uint64_t deadline)
-{
-    union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_BAR_WRITE, device, bar, offset, width, value);
-    slot.raw.word[0] |= (uint64_t)PCISPLIT_FLAG_POSTED << 16;
-    int error = pcifront_enter_posted(f, &slot, deadline);
-    if (error == 0 && publish)
-        pcifront_publish(f);
-    return error;
 }
 
 static int chunk_stop(struct pcifront *f, const void *what)
 {
     (void)what;
-    return f->chunks_busy != (1u << (PCISPLIT_BULK_SIZE / PCISPLIT_BLOCK_MAX)) - 1;
+    return f->chunks_busy != (uint32_t)((UINT64_C(1) << f->chunks) - 1);
 }
 
 /* One block of at most BLOCK_MAX octets. `to` or `from` is NULL. */
 static int block(struct pcifront *f, union pcifront_slot *slot, uint8_t *to, const uint8_t *from, uint32_t length,
                  uint64_t *deadline)
 {
+    if (!f->chunks)
+        return PCISPLIT_ERROR_NOT_IMPLEMENTED; /* blocks are not in force, and there is no bulk area */
     while (!chunk_stop(f, 0)) { /* every chunk is held by a block that timed out [BAR-23] */
-        int error = pcifront_collect(f);
-        if (error > 0)
-            error = pcifront_overdue(f, deadline);
-        else if (error == 0)
-            error = pcifront_connected(f) ? pcifront_wait(f, 0, 0, deadline) : PCISPLIT_ERROR_GONE;
+        int error = pcifront_collect(f) ? pcifront_overdue(f, deadline)
+                    : pcifront_connected(f) ? pcifront_wait(f, 0, 0, deadline) : PCISPLIT_ERROR_GONE;
         if (error < 0)
             return error;
     }
@@ -105,7 +80,7 @@ static int blocks(struct pcifront *f, unsigned op, unsigned device, unsigned bar
         uint64_t left = length - *moved;
         uint32_t part = left < PCISPLIT_BLOCK_MAX ? (uint32_t)left : PCISPLIT_BLOCK_MAX;
         union pcifront_slot slot;
-        compose(&slot, op, device, bar, offset + *moved, width, 0);
+        pcifront_compose(&slot, op, device, bar, offset + *moved, width, 0);
         int error = block(f, &slot, to ? to + *moved : 0, from ? from + *moved : 0, part, &deadline);
         if (error) {
             *moved += slot.response.error == error && slot.response.length <= part ? slot.response.length : 0;
@@ -131,7 +106,7 @@ int pcifront_write_block(struct pcifront *f, unsigned device, unsigned bar, uint
 int pcifront_reset(struct pcifront *f, unsigned device, uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, PCISPLIT_OP_RESET, device, 0, 0, 0, 0);
+    pcifront_compose(&slot, PCISPLIT_OP_RESET, device, 0, 0, 0, 0);
     return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
@@ -140,8 +115,8 @@ int pcifront_reset(struct pcifront *f, unsigned device, uint64_t deadline)
 static int vector_op(struct pcifront *f, unsigned op, unsigned device, uint64_t deadline)
 {
     union pcifront_slot slot;
-    compose(&slot, op, device, 0, 0, 0, 0);
-    slot.request.count = 1;
+    pcifront_compose(&slot, op, device, 0, 0, 0, 0);
+    slot.irq.count = 1;
     return pcifront_call_slot(f, &slot, 0, &deadline);
 }
 
@@ -158,7 +133,9 @@ int pcifront_disable_msi(struct pcifront *f, unsigned device, uint64_t deadline)
 /* The counter is loaded with acquire: DMA writes that came before the interrupt are visible after it [ORD-12]. */
 static uint64_t fired(const struct pcifront_device *device, unsigned vector)
 {
-    return __atomic_load_n(&device->state->counters[vector], __ATOMIC_SEQ_CST) - device->counter_seen[vector];
+    if (!device->counters || vector >= PCIFRONT_VECTORS)
+        return 0;
+    return __atomic_load_n(&device->counters[vector], __ATOMIC_SEQ_CST) - device->counter_seen[vector];
 }
 
 uint64_t pcifront_interrupts(struct pcifront *f, unsigned device, unsigned vector)
@@ -167,7 +144,19 @@ uint64_t pcifront_interrupts(struct pcifront *f, unsigned device, unsigned vecto
         return 0;
     uint64_t count = fired(&f->device[device], vector);
     f->device[device].counter_seen[vector] += count;
+    f->device[device].total_seen[vector / 64] += count;
     return count;
+}
+
+/* Whether any vector has interrupts not yet asked for: a sum for 64 of them, written after the counters [IRQ-20]. */
+static int any_fired(const struct pcifront_device *device)
+{
+    unsigned words = device->vectors < PCIFRONT_VECTORS ? (device->vectors + 63) / 64 : PCIFRONT_VECTORS / 64;
+
+    for (unsigned i = 0; device->counters && i < words; i++)
+        if (__atomic_load_n(&device->totals[i], __ATOMIC_SEQ_CST) != device->total_seen[i])
+            return 1;
+    return 0;
 }
 
 struct interrupt {
@@ -187,16 +176,13 @@ int pcifront_interrupt_wait(struct pcifront *f, unsigned device, unsigned vector
     *count = 0;
     if (device >= f->device_count)
         return PCISPLIT_ERROR_DEV_NOT_FOUND;
-    if (vector >= f->device[device].vectors)
+    if (vector >= f->device[device].vectors || !f->device[device].counters)
         return PCISPLIT_ERROR_TOO_MANY_VECTORS;
     while ((*count = pcifront_interrupts(f, device, vector)) == 0) {
         if (!pcifront_connected(f))
             return PCISPLIT_ERROR_GONE;
-        int error = pcifront_collect(f);
-        if (error > 0)
-            error = pcifront_overdue(f, &deadline);
-        else if (error == 0)
-            error = pcifront_wait(f, interrupt_stop, &wanted, &deadline);
+        int error = pcifront_collect(f) ? pcifront_overdue(f, &deadline)
+                                        : pcifront_wait(f, interrupt_stop, &wanted, &deadline);
         if (error < 0)
             return error;
     }
@@ -206,13 +192,10 @@ int pcifront_interrupt_wait(struct pcifront *f, unsigned device, unsigned vector
 int pcifront_event(struct pcifront *f, struct pcisplit_event *event)
 {
     union pcifront_slot slot;
-    int64_t count = pcisplit_available(&f->events);
-    if (count <= 0)
-        return count < 0 ? PCISPLIT_ERROR_GONE : 0;
-    pcisplit_take(&f->events, &slot.raw);
-    pcisplit_give_back(&f->events);
-    if (f->hooks.trace)
-        f->hooks.trace(f->hooks.context, PCIFRONT_TRACE_EVENT, &slot.raw);
+    if (!pcisplit_take(&f->events, &slot.raw))
+        return 0;
+    pcisplit_give_back(&f->events); /* the back never waits for room for hints [REG-30] */
+    pcifront_trace(f, PCIFRONT_TRACE_EVENT, &slot);
     pcifront_copy_slot(event, &slot);
     return 1;
 }
@@ -224,9 +207,8 @@ uint32_t pcifront_ready(struct pcifront *f)
     for (uint32_t at = f->done_head; at != f->done_tail; at++)
         ready |= 1u << f->pending[f->done[at & (PCIFRONT_PENDING - 1)]].device;
     for (unsigned device = 0; device < f->device_count; device++)
-        for (unsigned vector = 0; vector < f->device[device].vectors; vector++)
-            if (fired(&f->device[device], vector))
-                ready |= 1u << device;
+        if (any_fired(&f->device[device]))
+            ready |= 1u << device;
     return ready;
 }
 

@@ -28,13 +28,26 @@ struct pcifront *pcsf_front(struct pcsf *p);
 
 uint64_t pcsf_config_read(struct pcsf *p, unsigned device, uint64_t offset, unsigned width);
 uint64_t pcsf_config_write(struct pcsf *p, unsigned device, uint64_t offset, unsigned width, uint32_t value);
-uint64_t pcsf_bar_read(struct pcsf *p, unsigned device, unsigned bar, uint64_t offset, unsigned width);
-uint64_t pcsf_bar_write(struct pcsf *p, unsigned device, unsigned bar, uint64_t offset, unsigned width, uint64_t value);
-uint64_t pcsf_bar_post(struct pcsf *p, unsigned device, unsigned bar, uint64_t offset, unsigned width, uint64_t value,
-                       int publish);
-uint64_t pcsf_block(struct pcsf *p, int write, unsigned device, unsigned bar, uint64_t offset, unsigned width,
-                    void *memory, uint64_t length);
-uint64_t pcsf_operation(struct pcsf *p, unsigned op, unsigned device); /* enable_msi, disable_msi, reset, nop */
+uint64_t pcsf_operation(struct pcsf *p, unsigned op, unsigned device); /* reset, nop */
+uint64_t pcsf_vectors(struct pcsf *p, unsigned op, unsigned device, unsigned first, unsigned count); /* of the irq kind */
+
+/* A BAR of a device, so that calls have few arguments. Belongs to the handle, which must outlive it. NULL: no memory. */
+struct pcsf_bar {
+    struct pcsf *front;
+    unsigned device, bar;
+};
+
+struct pcsf_bar *pcsf_bar_new(struct pcsf *p, unsigned device, unsigned bar);
+void pcsf_bar_free(struct pcsf_bar *b);
+uint64_t pcsf_bar_read(struct pcsf_bar *b, uint64_t offset, unsigned width);
+uint64_t pcsf_bar_read32(struct pcsf_bar *b, uint64_t offset);
+uint64_t pcsf_bar_write(struct pcsf_bar *b, uint64_t offset, unsigned width, uint64_t value);
+uint64_t pcsf_bar_post(struct pcsf_bar *b, uint64_t offset, unsigned width, uint64_t value, int publish);
+uint64_t pcsf_bar_block(struct pcsf_bar *b, int write, uint64_t offset, unsigned width, void *memory, uint64_t length);
+/* `count` offsets and values; pcsf_last_moved() is then how many were read before an error. */
+uint64_t pcsf_bar_read_many(struct pcsf_bar *b, unsigned width, const uint32_t *offset, uint64_t *value, unsigned count);
+uint64_t pcsf_bar_post_many(struct pcsf_bar *b, unsigned width, const uint32_t *offset, const uint64_t *value,
+                            unsigned count);
 
 uint64_t pcsf_last_value(const struct pcsf *p);
 uint64_t pcsf_last_detail(const struct pcsf *p);

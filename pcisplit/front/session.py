@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Self
 
 from pcisplit._core import lib
-from pcisplit.bootinfo import BootInfo
-from pcisplit.errors import AccessError, BusyError, RemoteProtocolError
 from pcisplit.front.device import RemoteDevice
 from pcisplit.front.dma import DmaPool
 from pcisplit.front.doorbells import check_eventfd, check_stream
 from pcisplit.front.native import Handle
 from pcisplit.front.slots import unpack_untrusted
-from pcisplit.messages import Event, Request, Response
+from pcisplit.proto.bootinfo import BootInfo
+from pcisplit.proto.errors import AccessError, BusyError, RemoteProtocolError
+from pcisplit.proto.slots import Event, Request, Response
 from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, SIZE_SEALS, check_seals
 from pcisplit.wire import Direction, Error, RegionIndex, VectorMode
 
@@ -67,9 +67,9 @@ class Session:
         check_eventfd(bells[Direction.FRONT_TO_BACK], "the doorbell to the back")
         check_stream(bells[Direction.BACK_TO_FRONT], "the doorbell to the front")
         for device in self.info.devices:
-            for vector in device.vectors:
-                if vector.mode is VectorMode.DIRECT:
-                    check_eventfd(self._fd(vector.fd), f"vector {vector.index} of {device.name}")
+            for run in device.vectors:
+                for at in range(run.count if run.mode is VectorMode.DIRECT else 0):
+                    check_eventfd(self._fd(run.fd + at), f"vector {run.first + at} of {device.name}")
         return bells[Direction.FRONT_TO_BACK], bells[Direction.BACK_TO_FRONT]
 
     def _map(self, index: RegionIndex) -> mmap.mmap | None:
@@ -129,8 +129,7 @@ class Session:
     def statistics(self) -> dict[str, int]:
         """Responses that were late, that nobody asked for or that break the rules, and of an old generation."""
         names = ("late", "strange", "stale")
-        counts = {name: int(lib.pcsf_statistic(self._handle.raw, at)) for at, name in enumerate(names)}
-        return counts | {"late": counts["late"] + self._handle.strays}
+        return {name: int(lib.pcsf_statistic(self._handle.raw, at)) for at, name in enumerate(names)}
 
     @contextlib.contextmanager
     def trace(self, entries: int = 4096) -> Iterator[list[Request | Response | Event]]:

@@ -6,7 +6,7 @@ import mmap
 import os
 
 from pcisplit import wire
-from pcisplit.errors import RemoteProtocolError
+from pcisplit.proto.errors import RemoteProtocolError
 from pcisplit.wire import Error
 
 #: F_SEAL_FUTURE_WRITE (linux/fcntl.h, since 5.1): existing mappings may write, no new ones. Not in fcntl before 3.13.

@@ -8,7 +8,7 @@ ring index or a register both are bugs.
 import mmap
 
 from pcisplit._core import ffi, lib
-from pcisplit.errors import AccessError
+from pcisplit.proto.errors import AccessError
 from pcisplit.wire import Error
 
 
