@@ -21,7 +21,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pcisplit.errors import DeviceError, PcisplitError, known_error
+from pcisplit.proto.errors import DeviceError, PcisplitError, known_error
 from pcisplit.wire import Error
 
 MESSAGE_MAX = 128 << 10

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from pcisplit import pci
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 
 VERSION = 1
 REQUEST_MAX = 64 << 10  #: octets of a request's line, its newline included

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 
 _SECONDS = 20.0  #: for whatever the backend is to do; it takes less than a second where it works
 

@@ -18,9 +18,9 @@ from rich.text import Text
 from pcisplit.demo import edu_driver
 from pcisplit.demo.backend import Backend
 from pcisplit.demo.steps import Crossed, Step
-from pcisplit.errors import error_name
-from pcisplit.messages import Event, Request, Response, op_name
-from pcisplit.wire import USES, Op, RequestFlag, Uses
+from pcisplit.proto.errors import error_name
+from pcisplit.proto.slots import Event, Request, Response, op_name
+from pcisplit.wire import OPERATIONS, Op, RequestFlag, Uses
 
 _FRONT, _BACK, _GOOD, _BAD = "cyan", "magenta", "green", "bold red"
 _WIDEST = 100  # columns; longer lines are hard to read
@@ -196,7 +196,8 @@ def _exchanges(exchanges: Sequence[Exchange | Event]) -> Table:
 
 def _request(request: Request) -> str:
     """``bar_write LIVENESS = 0xc0ffee42``: registers by the driver's names, configuration space as offset/width."""
-    uses = USES[Op(request.op)] if request.op in USES else Uses(0)
+    row = OPERATIONS.get(request.op)  # type: ignore[call-overload]
+    uses = row.uses if row else Uses(0)
     words = [op_name(request.op)]
     if uses & Uses.REGION:
         words.append(_REGISTERS.get(request.offset) or f"bar{request.region}+{request.offset:#x}/{request.width}")
@@ -205,7 +206,7 @@ def _request(request: Request) -> str:
     if uses & Uses.VALUE:
         words.append(f"= {request.value:#x}")
     if uses & Uses.VECTORS:
-        words.append(f"vector {request.vector}")
+        words.append(f"vector {request.first}")
     return " ".join(words)
 
 

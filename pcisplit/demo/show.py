@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pcisplit.demo.backend import Backend
 from pcisplit.demo.steps import Step, Story
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 
 if TYPE_CHECKING:
     from pcisplit.demo.screen import Screen

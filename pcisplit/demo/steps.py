@@ -11,11 +11,11 @@ from typing import Any
 from pcisplit import pci
 from pcisplit.demo.backend import Backend, Stopwatch, describe_exit
 from pcisplit.demo.edu_driver import DMA_BITS, LIVENESS, Edu
-from pcisplit.errors import AccessError, PcisplitError
 from pcisplit.front import Session, connect
-from pcisplit.messages import Event, Request, Response
-from pcisplit.rules import rule_name
+from pcisplit.proto.errors import AccessError, PcisplitError
+from pcisplit.proto.slots import Event, Request, Response
 from pcisplit.wire import Error, RegionIndex, ResetMethod, RingIndex
+from pcisplit.wire.rules import rule_name
 
 Crossed = Request | Response | Event
 

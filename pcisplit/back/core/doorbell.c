@@ -22,11 +22,6 @@ uint64_t pcs_now(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-void pcs_count(uint64_t *counter)
-{
-    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED); // one writer: the thread of the loop
-}
-
 void pcs_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns)
 {
     struct timespec most = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
@@ -38,21 +33,29 @@ void pcs_wake_all(_Atomic uint32_t *word)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 0x7fffffff, NULL, NULL, 0);
 }
 
-// Make everything stored since the last time visible and kick the front if it sleeps. A full socket is a rung
+int pcs_due(const struct pcs_serve *s)
+{
+    uint32_t owed = s->responses.filled - s->responses.announced, held = pcisplit_held(&s->requests);
+
+    if (s->notify || owed >= PCISPLIT_ANNOUNCE_OPS || held >= s->requests.size / 4)
+        return 1;
+    return (owed || held || pcisplit_owes(&s->events)) && pcisplit_glance(&s->front->sleeping);
+}
+
+// Tell the front of everything stored since the last time and kick it if it sleeps. A full socket is a rung
 // one [RING-23]; our end is ours alone [THR-4], and there is no lock before it that the front could hold [RING-21].
 void pcs_flush(struct pcs_serve *s)
 {
-    if (s->responses.prod_pvt != s->responses.published) {
-        pcisplit_publish(&s->responses);
+    if (pcisplit_owes(&s->responses)) {
+        pcisplit_announce(&s->responses);
         s->notify = 1;
     }
-    if (s->events.prod_pvt != s->events.published) {
-        pcisplit_publish(&s->events);
+    if (pcisplit_owes(&s->events)) {
+        pcisplit_announce(&s->events);
         s->notify = 1;
     }
-    if (s->requests.cons_pvt != s->given_back) {
+    if (pcisplit_held(&s->requests)) {
         pcisplit_give_back(&s->requests);
-        s->given_back = s->requests.cons_pvt;
         s->notify = 1;
     }
     if (s->notify && pcisplit_must_kick(&s->front->sleeping)) {
@@ -102,11 +105,10 @@ static void interrupt(struct pcs_serve *s, unsigned index, unsigned number)
 
     if (read(vector->fd, &fired, sizeof fired) != sizeof fired || !atomic_load(&vector->enabled))
         return; // what comes after disable is dropped [IRQ-8]
-    uint64_t *counter = &device->state->counters[number];
-    uint64_t total = __atomic_add_fetch(counter, fired, __ATOMIC_SEQ_CST);
-    __atomic_fetch_or(&device->state->pending, 1ull << number, __ATOMIC_SEQ_CST);
+    uint64_t count = __atomic_add_fetch(&device->counters[number], fired, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&device->totals[number / 64], fired, __ATOMIC_SEQ_CST); // after its counter [IRQ-20]
     s->notify = 1;
-    pcs_hint(s, PCISPLIT_EVENT_INTERRUPT, index, number, total);
+    pcs_hint(s, PCISPLIT_EVENT_INTERRUPT, index, number, count);
 }
 
 // Wait at most `timeout` milliseconds (-1: for ever) and take in what happened. Returns whether the doorbell rang.
@@ -139,11 +141,18 @@ int pcs_events(struct pcs_serve *s, int timeout)
     return rang;
 }
 
-// A doorbell with nothing behind it, 16 times in a row, is not listened to for a while [RING-22]. A kick that comes late,
-// after its request was found by spinning, counts as one with work: `worked` looks back to the kick before.
-void pcs_judge_kick(struct pcs_serve *s, int worked)
+// A kick is empty if nothing that a front kicks for has changed since the kick before [RING-22]: also one that comes late,
+// after its request was found by spinning, is none. 16 empty ones in a row, and nobody listens for a while.
+void pcs_judge_kick(struct pcs_serve *s)
 {
-    if (worked) {
+    uint32_t prod = pcisplit_load(&s->front->req_prod), cons = pcisplit_load(&s->front->rsp_cons);
+    uint32_t state = pcisplit_load(&s->front->state);
+    int empty = prod == s->kicked_prod && cons == s->kicked_cons && state == s->kicked_state;
+
+    s->kicked_prod = prod;
+    s->kicked_cons = cons;
+    s->kicked_state = state;
+    if (!empty) {
         s->empty_kicks = 0;
         s->mask_ns = MASK_FIRST_NS;
         return;

@@ -2,64 +2,70 @@
 """The C core as the backend sees it: a device's tables and owner, a session's serve loop. Raw cdata stays here."""
 
 import array
-import enum
 import math
 import mmap
 import struct
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 from pcisplit import wire
 from pcisplit._core import ffi, lib
+from pcisplit.back.core.abi import PLACES, RUN, CoreArea, Run, Table, Wake
 from pcisplit.back.devices.device import AreaKind, BarInfo
 from pcisplit.back.policy.compile import Tables
 from pcisplit.back.policy.header import Rule
-from pcisplit.messages import Request
-from pcisplit.wire import BarFlag, DeviceState, Error, Feature, State
-
-STOPPED, FRONT_STATE, ENDED = lib.PCS_STOPPED, lib.PCS_FRONT_STATE, lib.PCS_ENDED
+from pcisplit.proto.slots import Request
+from pcisplit.wire import BUILT_OPERATIONS, BarFlag, DeviceState, Error, Feature, Record, State
 
 BUDGET_NS: int = lib.PCS_SLICE_NS  #: of one turn of an owner, among the owners of its session
 
-_TABLES = ("value", "hardware", "virtual", "through", "clear", "ignore", "zero", "trap", "rule")
-_AREA_KINDS = {kind: getattr(lib, f"PCS_AREA_{kind.name}") for kind in AreaKind}
-
-
-class Wake(enum.IntEnum):
-    """What an owner is woken for."""
-
-    TIMEOUT = lib.PCS_OWNER_TIMEOUT
-    REQUEST = lib.PCS_OWNER_REQUEST
-    MESSAGE = lib.PCS_OWNER_MESSAGE
-    EVENT = lib.PCS_OWNER_EVENT
-    STOPPED = lib.PCS_OWNER_STOPPED
+_AREA_KINDS = {kind: CoreArea[kind.name] for kind in AreaKind}
 
 
 class Work(NamedTuple):
-    """A request as the owner gets it: the fields of ``wire.REQUEST``, checked by C."""
+    """A request as the owner gets it, checked by C: the fields that its operation can use, and its octets."""
 
     op: int
-    flags: int
-    id: int
-    device: int
     region: int
     width: int
-    generation: int
     offset: int
     value: int
     length: int
-    bulk: int
-    vector: int
-    count: int  # type: ignore[assignment]  # as the record has it; nobody counts in a request
+    elements: tuple[int, ...]
+    first: int
+    vectors: int
+    octets: bytes
+
+    @classmethod
+    def of(cls, octets: bytes) -> Self:
+        codec, at, elements = _CODECS[int.from_bytes(octets[:2], "little")]
+        numbers = (*codec.unpack(octets), 0)  # the last one for fields that the record does not have
+        op, region, width, offset, value, length, first, vectors = (numbers[place] for place in at)
+        return cls(op, region, width, offset, value, length, numbers[elements], first, vectors, octets)
 
     def __str__(self) -> str:
-        return str(Request(**self._asdict()))
+        return str(Request.from_bytes_untrusted(self.octets))
 
 
-_SIZES = {sub.name: sub.sizeof() for sub in wire.REQUEST.subcons}
-assert Work._fields == tuple(name for name in _SIZES if name != "reserved")
-_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_WORK = struct.Struct("<" + "".join(f"{n}x" if name == "reserved" else _CODES[n] for name, n in _SIZES.items()))
+_FIELDS = ("op", "region", "width", "offset", "value", "length", "first", "count")
+
+
+def _codec(record: Record) -> tuple[struct.Struct, tuple[int, ...], slice]:
+    """The numbers of a record that ``Work`` has: their struct, where each of _FIELDS is among them, and the elements."""
+    codes, names = "<", []
+    for field in record.fields:
+        wanted = field.name in _FIELDS or field.name == "element"
+        codes += f"{field.count or 1}{field.code}" if wanted else f"{field.size}x"
+        names += [field.name] * (field.count or 1) if wanted else []
+    elements, pack = names.count("element"), "element" in names
+    first = names.index("element") if pack else 0
+    fields = [name for name in _FIELDS if not (pack and name == "count")]  # those are no vectors
+    places = {name: names.index(name) for name in fields if name in names}
+    return struct.Struct(codes), tuple(places.get(name, -1) for name in _FIELDS), slice(first, first + elements)
+
+
+_CODECS = {int(op): _codec(row.request) for op, row in BUILT_OPERATIONS.items()}
 
 
 class Progress(NamedTuple):
@@ -151,16 +157,16 @@ class CoreDevice:
         size, rules = len(tables.value), max(*tables.rule, *Rule) + 1
         if not 0 < size <= wire.PAGE_SIZE or min(tables.rule) < 1 or rules > 1 << 16:
             raise ValueError(f"{size} octets of configuration space, rules {min(tables.rule)} to {rules - 1}")
-        for name in _TABLES:
-            table = array.array("H", tables.rule) if name == "rule" else getattr(tables, name)
+        for number in Table:
+            table = array.array("H", tables.rule) if number is Table.RULE else getattr(tables, number.name.lower())
             octets = ffi.from_buffer(table)
-            ffi.memmove(lib.pcs_device_table(self.raw, _table(name)), octets, len(octets))
+            ffi.memmove(lib.pcs_device_table(self.raw, number), octets, len(octets))
         if lib.pcs_device_shape(self.raw, size, vectors, rules):
             raise MemoryError("no memory for the counters of a device")
 
     def restore_config(self, tables: Tables) -> None:
         """Virtual values as just acquired; while the device is parked."""
-        ffi.memmove(lib.pcs_device_table(self.raw, lib.PCS_TABLE_VALUE), tables.value, len(tables.value))
+        ffi.memmove(lib.pcs_device_table(self.raw, Table.VALUE), tables.value, len(tables.value))
 
     def add_bar(self, bar: BarInfo) -> None:
         lib.pcs_device_bar(self.raw, bar.index, bar.size, bool(bar.flags & BarFlag.IO))
@@ -192,7 +198,7 @@ class CoreDevice:
 
     def config_value(self, offset: int, width: int) -> int:
         """What the virtual configuration space holds."""
-        octets = ffi.cast("uint8_t *", lib.pcs_device_table(self.raw, lib.PCS_TABLE_VALUE)) + offset
+        octets = ffi.cast("uint8_t *", lib.pcs_device_table(self.raw, Table.VALUE)) + offset
         return int.from_bytes(ffi.buffer(octets, width)[:], "little")
 
     def config_apply(self, offset: int, width: int, value: int) -> None:
@@ -226,7 +232,7 @@ class CoreDevice:
         return Wake(lib.pcs_owner_wait(self.raw, ms))
 
     def owner_request(self) -> Work:
-        return Work._make(_WORK.unpack(ffi.buffer(lib.pcs_owner_request(self.raw), wire.SLOT_SIZE)))
+        return Work.of(bytes(ffi.buffer(lib.pcs_owner_request(self.raw), wire.SLOT_SIZE)))
 
     def owner_progress(self) -> Progress:
         w = self._work
@@ -235,6 +241,10 @@ class CoreDevice:
     def owner_went(self, done: int) -> bool:
         """The accesses up to octet `done` of the block were made. Ends this turn, without the GIL; False: it is finished."""
         return bool(lib.pcs_access_went(self.raw, done))
+
+    def owner_failed(self, error: Error, rule: int) -> bool:
+        """The write of a pack that was to be made failed; as ``owner_went``, with the next one."""
+        return bool(lib.pcs_access_failed(self.raw, error, rule))
 
     def owner_finish(self, error: Error, rule: int = 0, value: int = 0, detail: int = 0, length: int = 0) -> None:
         lib.pcs_owner_finish(self.raw, error, rule, value, detail, length)
@@ -262,18 +272,22 @@ class CoreDevice:
                 lib.pcs_owner_stop(self.raw)
 
 
-def _table(name: str) -> int:
-    return int(getattr(lib, f"PCS_TABLE_{name.upper()}"))
+def _numbers(names: Sequence[str], values: Sequence[int]) -> Any:
+    """The u64 fields of a C structure; whoever casts it holds it."""
+    if len(names) != len(values):
+        raise ValueError(f"{len(values)} numbers for the fields {', '.join(names)}")
+    return ffi.new("uint64_t[]", list(values))
 
 
 class CoreServe:
-    """One ``struct pcs_serve``. `offsets`: of requests, responses, events, bulk-in, bulk-out."""
+    """One ``struct pcs_serve``. `places`: in the order of abi.PLACES."""
 
-    def __init__(self, f2b: mmap.mmap, b2f: mmap.mmap, offsets: tuple[int, ...], kick: int, bell: int) -> None:
+    def __init__(self, f2b: mmap.mmap, b2f: mmap.mmap, places: Sequence[int], kick: int, bell: int) -> None:
         if not (prefault(f2b) and prefault(b2f)):
             raise MemoryError("no memory for the shared regions of another session")
         self._views = [ffi.from_buffer("uint8_t[]", f2b), ffi.from_buffer("uint8_t[]", b2f)]
-        self.raw: Any = lib.pcs_serve_new(*self._views, ffi.new("uint64_t[]", offsets), kick, bell)
+        numbers = _numbers(PLACES, places)
+        self.raw: Any = lib.pcs_serve_new(*self._views, ffi.cast("struct pcs_places *", numbers), kick, bell)
         if self.raw == ffi.NULL:
             raise OSError("no epoll, eventfd or memory for another session: raise the limit of open files (ulimit -n)")
         self._freeing = threading.Lock()  # between who stops it and who frees it
@@ -287,8 +301,10 @@ class CoreServe:
             for view in self._views:
                 ffi.release(view)
 
-    def add(self, device: CoreDevice, state_offset: int) -> None:
-        if lib.pcs_serve_add(self.raw, device.raw, state_offset):
+    def add(self, device: CoreDevice, state_offset: int, run: Sequence[int]) -> None:
+        """`run`: where its vectors' words are in b2f, in the order of abi.RUN."""
+        numbers = _numbers(RUN, run)
+        if lib.pcs_serve_add(self.raw, device.raw, state_offset, ffi.cast("struct pcs_run *", numbers)):
             raise ValueError("the session has more devices, mapped areas or vectors than it takes")
 
     def configure(self, spin: float, features: Feature) -> None:
@@ -296,9 +312,9 @@ class CoreServe:
         lib.pcs_serve_spin(self.raw, int(spin * 1e9))
         lib.pcs_serve_features(self.raw, features)
 
-    def run(self) -> int:
-        """STOPPED, FRONT_STATE or ENDED. Blocks without the GIL."""
-        return int(lib.pcs_serve_run(self.raw))
+    def run(self) -> Run:
+        """Why it came back. Blocks without the GIL."""
+        return Run(lib.pcs_serve_run(self.raw))
 
     def stop(self) -> None:
         """Make ``run`` come back, from any thread."""

@@ -17,7 +17,7 @@ static void ring(int wake_fd)
 }
 
 // What was there already has been, or is being, woken for.
-static void tell(struct pcs_owner *owner, enum pcs_owner_why why)
+static void tell(struct pcs_owner *owner, unsigned why)
 {
     if (!atomic_fetch_or(&owner->word, 1u << why))
         pcs_wake_all(&owner->word);
@@ -29,7 +29,7 @@ void pcs_owner_ask(struct pcs_owner *owner, const union pcs_slot *request)
 {
     owner->request = *request;
     owner->state = PCS_OWNER_ASKED;
-    tell(owner, PCS_OWNER_REQUEST);
+    tell(owner, PCS_WAKE_REQUEST);
 }
 
 int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result)
@@ -44,7 +44,7 @@ int pcs_owner_take(struct pcs_owner *owner, struct pcs_result *result)
 void pcs_owner_event(struct pcs_owner *owner, unsigned bit)
 {
     atomic_fetch_or(&owner->events, 1u << bit);
-    tell(owner, PCS_OWNER_EVENT);
+    tell(owner, PCS_WAKE_EVENT);
 }
 
 /* ---- the owner's side -------------------------------------------------------------------------------------------------- */
@@ -52,18 +52,18 @@ void pcs_owner_event(struct pcs_owner *owner, unsigned bit)
 // The first of what there is to do, taken out of the word; TIMEOUT if there is nothing. Being stopped stays.
 static int next(struct pcs_owner *owner)
 {
-    static const enum pcs_owner_why order[] = {PCS_OWNER_MESSAGE, PCS_OWNER_EVENT, PCS_OWNER_REQUEST};
+    static const unsigned order[] = {PCS_WAKE_MESSAGE, PCS_WAKE_EVENT, PCS_WAKE_REQUEST};
     uint32_t word = atomic_load(&owner->word);
 
-    if (word & 1u << PCS_OWNER_STOPPED)
-        return PCS_OWNER_STOPPED;
+    if (word & 1u << PCS_WAKE_STOPPED)
+        return PCS_WAKE_STOPPED;
     for (unsigned i = 0; i < 3; i++) {
         if (word & 1u << order[i]) {
             atomic_fetch_and(&owner->word, ~(1u << order[i]));
             return order[i];
         }
     }
-    return PCS_OWNER_TIMEOUT;
+    return PCS_WAKE_TIMEOUT;
 }
 
 int pcs_owner_wait(struct pcs_device *device, int timeout_ms)
@@ -73,13 +73,13 @@ int pcs_owner_wait(struct pcs_device *device, int timeout_ms)
 
     for (;;) {
         int why = next(owner);
-        if (why == PCS_OWNER_REQUEST && !pcs_access_begin(device))
+        if (why == PCS_WAKE_REQUEST && !pcs_access_begin(device))
             continue;
-        if (why != PCS_OWNER_TIMEOUT)
+        if (why != PCS_WAKE_TIMEOUT)
             return why;
         uint64_t now = until == UINT64_MAX ? 0 : pcs_now();
         if (now >= until)
-            return PCS_OWNER_TIMEOUT;
+            return PCS_WAKE_TIMEOUT;
         pcs_wait(&owner->word, 0, until == UINT64_MAX ? -1 : (int64_t)(until - now));
     }
 }
@@ -105,6 +105,7 @@ void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint6
     if (lost)
         error = lost, rule = 0, length = 0;
     owner->result = (struct pcs_result){.error = error, .rule = rule, .length = length, .value = value, .detail = detail};
+    pcs_access_result(device, &owner->result);
     atomic_fetch_add(&owner->ns, pcs_now() - owner->turn_began);
     atomic_store(&owner->doing, 0);
     atomic_store_explicit(&owner->state, PCS_OWNER_DONE, memory_order_release);
@@ -113,12 +114,12 @@ void pcs_owner_finish(struct pcs_device *device, int error, unsigned rule, uint6
 
 void pcs_owner_wake(struct pcs_device *device)
 {
-    tell(&device->owner, PCS_OWNER_MESSAGE);
+    tell(&device->owner, PCS_WAKE_MESSAGE);
 }
 
 void pcs_owner_stop(struct pcs_device *device)
 {
-    tell(&device->owner, PCS_OWNER_STOPPED);
+    tell(&device->owner, PCS_WAKE_STOPPED);
 }
 
 int pcs_device_watch(struct pcs_device *device, int fd, unsigned bit)

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PUBLISH_EVERY 8   /* responses filled before they are published, while more requests are known */
 #define LOOK_EVERY 64     /* busy turns between two looks at interrupts and owners */
 
 static void end(struct pcs_serve *s, int reason)
@@ -21,26 +20,7 @@ static void end(struct pcs_serve *s, int reason)
 
 /* ---- answering ----------------------------------------------------------------------------------------------------- */
 
-static int is_posted(const union pcs_slot *request)
-{
-    return request->request.op == PCISPLIT_OP_BAR_WRITE && request->request.flags & PCISPLIT_FLAG_POSTED;
-}
-
-// The response as whole words: put together from smaller stores, each word would wait for them when it is copied to the ring.
-static void compose(union pcs_slot *slot, const struct pcisplit_request *r, const struct pcs_result *result,
-                    uint32_t generation)
-{
-    uint64_t *word = slot->raw.word;
-
-    word[0] = r->op | (uint64_t)(uint16_t)result->error << 16 | (uint64_t)r->id << 32;
-    word[1] = r->device | (uint64_t)(uint16_t)result->rule << 16 | (uint64_t)generation << 32;
-    word[2] = result->value;
-    word[3] = result->detail;
-    word[4] = result->length;
-    word[5] = word[6] = word[7] = 0;
-}
-
-static void count_failure(struct pcs_serve *s, struct pcs_device *device, int error)
+static PCS_SELDOM void count_failure(struct pcs_serve *s, struct pcs_device *device, int error)
 {
     pcs_count(&s->back->refused);
     if (device) {
@@ -51,39 +31,88 @@ static void count_failure(struct pcs_serve *s, struct pcs_device *device, int er
         pcs_count(&s->back->stale);
 }
 
-static void count_posted_failure(struct pcs_serve *s, struct pcs_device *device, unsigned index,
-                                 const struct pcs_result *result)
+// A posted write that failed: counted, and told where it was [BAR-11].
+static void count_posted_failure(struct pcs_serve *s, struct pcs_device *device, unsigned region, uint64_t offset,
+                                 int error, uint32_t rule)
 {
-    device->state->last_posted_error = result->error;
-    device->state->last_posted_rule = result->rule;
-    pcs_count(&device->state->posted_errors);
+    struct pcisplit_device_state *state = device->state;
+
+    state->posted_error = (int16_t)error;
+    state->posted_rule = (uint16_t)rule;
+    state->posted_region = (uint8_t)region;
+    state->posted_offset = offset;
+    pcs_count(&state->posted_errors);
     atomic_fetch_add_explicit(&device->posted_errors, 1, memory_order_relaxed);
-    pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, index, 0, (uint64_t)(int64_t)result->error);
+    pcs_hint(s, PCISPLIT_EVENT_POSTED_ERROR, device->index, 0, (uint64_t)(int64_t)error);
 }
 
-// Answer one request, or count the error of a posted one, before any later answer of its device [ORD-7].
+static PCS_SELDOM void count_failed(struct pcs_serve *s, struct pcs_device *device, unsigned region, uint64_t offset, int error,
+                         uint32_t rule)
+{
+    count_failure(s, device, error);
+    if (device)
+        count_posted_failure(s, device, region, offset, error, rule);
+}
+
+// What nobody is answered: failures are counted, of a pack each, before any later answer of the device [ORD-7, BAR-42].
+static void settle_posted(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
+                          const struct pcs_result *result)
+{
+    unsigned region = request->request.region, count = pcs_elements(request);
+
+    if (request->request.op != PCISPLIT_OP_BAR_WRITES) {
+        if (result->error)
+            count_failed(s, device, region, request->request.offset, result->error, result->rule);
+    } else if (result->error) { // the pack as a whole; one whose count is wrong counts once
+        unsigned times = count && count <= PCISPLIT_PACK_WRITES ? count : 1;
+        for (unsigned i = 0; i < times; i++)
+            count_failed(s, device, region, pcs_element_offset(request, i), result->error, result->rule);
+    } else {
+        for (unsigned i = 0; i < count; i++)
+            if (result->failed[i].error)
+                count_failed(s, device, region, pcs_element_offset(request, i), result->failed[i].error,
+                             result->failed[i].rule);
+    }
+}
+
+// The response, written in place into the next slot; there is one: `room` saw to it.
+static void respond(struct pcs_serve *s, const struct pcisplit_request *r, const struct pcs_result *result,
+                    uint32_t generation)
+{
+    volatile uint64_t *word = pcisplit_next(&s->responses);
+    uint32_t last = 0;
+
+    word[0] = r->op | (uint64_t)(uint16_t)result->error << 16 | (uint64_t)r->id << 32;
+    word[1] = r->device | (uint64_t)(uint16_t)result->rule << 16 | (uint64_t)generation << 32;
+    if (r->op == PCISPLIT_OP_BAR_READS) {
+        last = result->done;
+        for (unsigned i = 0; i < PCISPLIT_PACK_READS; i += 2)
+            word[2 + i / 2] = (i < last ? result->values[i] : 0) |
+                              (uint64_t)(i + 1 < last ? result->values[i + 1] : 0) << 32;
+    } else {
+        word[2] = result->value;
+        word[3] = result->detail;
+        word[4] = result->length;
+        word[5] = word[6] = 0;
+    }
+    pcisplit_finish(&s->responses, last);
+}
+
+// Answer one request, or count the errors of a posted one.
 static void answer(struct pcs_serve *s, const union pcs_slot *request, const struct pcs_result *result)
 {
     unsigned index = request->request.device;
     struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
-    union pcs_slot response;
 
-    if (result->error)
-        count_failure(s, device, result->error);
-    if (is_posted(request)) {
-        if (result->error && device)
-            count_posted_failure(s, device, index, result);
+    if (pcs_is_posted(s, request)) {
+        settle_posted(s, device, request, result);
         return;
     }
+    if (result->error)
+        count_failure(s, device, result->error);
     s->unanswered--;
     pcs_count(&s->back->responses);
-    compose(&response, &request->request, result, device ? device->state->generation : 0);
-    pcisplit_fill(&s->responses, &response.raw); // there is a slot: `room` saw to it
-    if (s->requests.prod_seen == s->requests.cons_pvt ||
-        s->responses.prod_pvt - s->responses.published >= PUBLISH_EVERY) {
-        pcisplit_publish(&s->responses); // the last one known, or enough of them: the front may go on
-        s->notify = 1;
-    }
+    respond(s, &request->request, result, device ? device->state->generation : 0);
 }
 
 /* ---- taking and executing -------------------------------------------------------------------------------------------- */
@@ -118,22 +147,25 @@ static uint32_t waiting(const struct pcs_device *device)
            atomic_load_explicit(&device->head, memory_order_relaxed);
 }
 
+// What a request counts in a turn: a pack as many as it has [BAR-44].
+static unsigned accesses(const union pcs_slot *request)
+{
+    unsigned elements = pcs_elements(request);
+    return elements && elements <= PCISPLIT_PACK_READS ? elements : 1;
+}
+
 // Take requests up to the budget of a turn. Returns how many were taken.
 static unsigned consume(struct pcs_serve *s)
 {
-    unsigned taken = 0;
+    unsigned taken = 0, rounds = 0;
     uint64_t stop_at = 0;
 
     while (taken < PCS_TURN_OPS && !s->reason) {
         if (!s->held) {
-            int64_t available = pcisplit_available(&s->requests);
-            if (available < 0)
-                end(s, PCISPLIT_ERROR_RING_OVERRUN);
-            if (available <= 0 || !room(s))
+            if (!room(s) || !pcisplit_take(&s->requests, &s->next.raw))
                 break;
-            pcisplit_take(&s->requests, &s->next.raw);
             pcs_count(&s->back->requests);
-            if (!is_posted(&s->next))
+            if (!pcs_is_posted(s, &s->next))
                 s->unanswered++;
         }
         s->held = 0;
@@ -141,14 +173,14 @@ static unsigned consume(struct pcs_serve *s)
         struct pcs_device *device = index < s->devices ? s->device[index] : NULL;
         if (!device || (!device->parked && !waiting(device))) {
             execute(s, device, &s->next);
-        } else if (waiting(device) < PCISPLIT_REQUEST_SLOTS) {
-            device->queue[device->tail++ % PCISPLIT_REQUEST_SLOTS] = s->next;
+        } else if (waiting(device) < device->queue_size) {
+            device->queue[device->tail++ & (device->queue_size - 1)] = s->next;
         } else {
             s->held = 1; // nothing more is taken until this device has room: the ring bounds what waits
             break;
         }
-        taken++;
-        if (taken % 16 == 0) {
+        taken += accesses(&s->next);
+        if (++rounds % 16 == 0) {
             uint64_t t = pcs_now();
             if (!stop_at)
                 stop_at = t + PCS_TURN_NS;
@@ -172,8 +204,10 @@ static unsigned collect_owners(struct pcs_serve *s)
             device->parked &= ~(unsigned)PCS_PARKED;
             done++;
         }
-        for (unsigned n = 0; !device->parked && waiting(device) && n < PCS_TURN_OPS; n++) {
-            execute(s, device, &device->queue[device->head++ % PCISPLIT_REQUEST_SLOTS]);
+        for (unsigned n = 0; !device->parked && waiting(device) && n < PCS_TURN_OPS;) {
+            const union pcs_slot *request = &device->queue[device->head++ & (device->queue_size - 1)];
+            execute(s, device, request); // it is behind us: after a fault it is answered, not made again
+            n += accesses(request);
             done++;
         }
     }
@@ -200,7 +234,8 @@ static int work(struct pcs_serve *s)
 {
     if (!s->serving || s->held)
         return 0;
-    int64_t available = pcisplit_available(&s->requests), space = pcisplit_space_recheck(&s->responses);
+    int available = pcisplit_recheck(&s->requests);
+    int64_t space = pcisplit_space_recheck(&s->responses);
     if (available < 0 || space < 0)
         end(s, PCISPLIT_ERROR_RING_OVERRUN);
     return available != 0 && (space < 0 || space > (int64_t)s->unanswered);
@@ -209,6 +244,7 @@ static int work(struct pcs_serve *s)
 // Sleep until something happens. Afterwards `rang` says whether it was the doorbell.
 static void sleep_until_rung(struct pcs_serve *s)
 {
+    pcs_flush(s); // what is not announced yet
     pcisplit_sleep_begin(&s->back->sleeping);
     if (work(s) || s->reason || owners_done(s) || front_moved(s) || atomic_load(&s->stop)) {
         pcisplit_sleep_end(&s->back->sleeping);
@@ -228,17 +264,16 @@ static unsigned turn(struct pcs_serve *s)
     unsigned done = collect_owners(s);
     if (s->serving)
         done += consume(s);
-    pcs_flush(s);
+    if (pcs_due(s))
+        pcs_flush(s);
     return done;
 }
 
-static void judge(struct pcs_serve *s, unsigned done)
+static void judge(struct pcs_serve *s)
 {
-    s->worked |= done || front_moved(s);
-    if (s->rang) {
-        pcs_judge_kick(s, s->worked);
-        s->worked = s->rang = 0;
-    }
+    if (s->rang)
+        pcs_judge_kick(s);
+    s->rang = 0;
 }
 
 // The access that the request made faulted: its answer says so, and how far a block got [THR-9, BAR-21].
@@ -246,8 +281,13 @@ static void answer_faulted(struct pcs_serve *s)
 {
     const union pcs_slot *request = s->executing;
 
+    if (request->request.op == PCISPLIT_OP_BAR_WRITES) {
+        pcs_resume_pack(s->device[request->request.device], request, &s->result); // may fault again, and come back here
+    } else {
+        s->result.error = PCISPLIT_ERROR_FAULTED;
+        s->result.rule = 0;
+    }
     s->executing = NULL;
-    s->result.error = PCISPLIT_ERROR_FAULTED;
     answer(s, request, &s->result);
 }
 
@@ -263,7 +303,7 @@ static void loop(void *context)
         answer_faulted(s);
     for (;;) {
         unsigned done = turn(s);
-        judge(s, done);
+        judge(s);
         if (atomic_load(&s->stop) || s->reason || front_moved(s))
             break;
         if (done) {
@@ -273,7 +313,9 @@ static void loop(void *context)
                 pcs_events(s, 0); // interrupts are not starved by a busy ring
             continue;
         }
-        if (s->spin_ns && ++idle % 64) {
+        if (++idle == PCISPLIT_ANNOUNCE_POLLS)
+            pcs_flush(s);
+        if (s->spin_ns && idle % 64) {
             pcisplit_pause();
             continue;
         }
@@ -307,8 +349,8 @@ int pcs_serve_run(struct pcs_serve *s)
     atomic_store(&s->running, 0);
     pcs_attend_holds(s); // whoever waits for a loop that has ended need not
     if (atomic_load(&s->stop))
-        return PCS_STOPPED;
-    return s->reason ? PCS_ENDED : PCS_FRONT_STATE;
+        return PCS_RUN_STOPPED;
+    return s->reason ? PCS_RUN_ENDED : PCS_RUN_FRONT_STATE;
 }
 
 void pcs_serve_stop(struct pcs_serve *s)

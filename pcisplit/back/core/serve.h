@@ -3,6 +3,7 @@
  * The backend's C core: one serve loop per session, run by a thread of its own without the GIL.
  *
  *   execute.c       one request: the checks in their order [ERR-2], then the access or the verdict "owner"
+ *   pack.c          several accesses in one slot
  *   config_table.c  configuration space, compiled by Python to per-octet tables
  *   owner.c         the owners: who does what can sleep, one per device, which is parked meanwhile; hold and release
  *   access.c        an owner's accesses to BARs, in turns and slices, without Python
@@ -19,14 +20,14 @@
 #include <stdatomic.h>
 
 #include "guard.h"
+#include "pcs_abi.gen.h"
 #include "pcisplit_mmio.h"
 #include "pcisplit_ring.h"
 
 #define PCS_AREAS 32
 #define PCS_TURN_OPS 64
 #define PCS_TURN_NS 50000
-
-enum pcs_area_kind { PCS_AREA_NONE, PCS_AREA_MAPPED, PCS_AREA_OWNER, PCS_AREA_DENIED };
+#define PCS_SELDOM __attribute__((noinline, cold)) /* what fails must not cost what does not */
 
 struct pcs_area {
     uint64_t start, end;
@@ -41,6 +42,7 @@ struct pcs_area {
 struct pcs_bar {
     uint64_t size; /* 0: no such BAR */
     uint32_t io, areas;
+    int sleeps; /* some of it is an owner's */
     struct pcs_area area[PCS_AREAS];
 };
 
@@ -62,17 +64,20 @@ struct pcs_config {
     _Atomic uint64_t *hits;            /* refused accesses, by rule [CFG-5] */
 };
 
-/* The tables above, for Python to fill in. */
-enum pcs_table {
-    PCS_TABLE_VALUE, PCS_TABLE_HARDWARE, PCS_TABLE_VIRTUAL, PCS_TABLE_THROUGH, PCS_TABLE_CLEAR, PCS_TABLE_IGNORE,
-    PCS_TABLE_ZERO, PCS_TABLE_TRAP, PCS_TABLE_RULE
-};
-
 union pcs_slot {
     struct pcisplit_slot raw;
     struct pcisplit_request request;
+    struct pcisplit_request_writes writes;
+    struct pcisplit_request_reads reads;
+    struct pcisplit_request_irq irq;
     struct pcisplit_response response;
     struct pcisplit_event event;
+};
+
+/* An element of a pack of writes that failed. */
+struct pcs_failure {
+    int error;
+    uint32_t rule;
 };
 
 /* What came of a request; the answer is composed from it and the request. */
@@ -80,21 +85,22 @@ struct pcs_result {
     int error;
     uint32_t rule, length;
     uint64_t value, detail;
+    uint32_t done; /* of a pack: elements behind us; with them: */
+    uint32_t values[PCISPLIT_PACK_READS];
+    struct pcs_failure failed[PCISPLIT_PACK_WRITES];
 };
-
-/* What wakes an owner; PCS_OWNER_TIMEOUT is nothing of it. Bit 1 << n of its word says that n is there. */
-enum pcs_owner_why { PCS_OWNER_TIMEOUT, PCS_OWNER_REQUEST, PCS_OWNER_MESSAGE, PCS_OWNER_EVENT, PCS_OWNER_STOPPED };
 
 enum pcs_owner_state { PCS_OWNER_IDLE, PCS_OWNER_ASKED, PCS_OWNER_DONE };
 
 /* How far the owner's request got. The owner's thread alone uses it, C and Python in turn. */
 struct pcs_work {
-    uint32_t length;  /* octets to move: of a block, or the width of one access; 0 for what is no BAR access */
+    uint32_t length;  /* octets to move: of a block, the width of one access, 4 for each of a pack; 0: no BAR access */
     uint32_t done;    /* octets moved */
     uint32_t piece;   /* trapped accesses from `done` to here are Python's to make */
     int error;        /* what ended it, with the rule and the errno behind it */
     uint32_t rule;
     int os_error;
+    struct pcs_failure failed[PCISPLIT_PACK_WRITES];
 };
 
 struct pcs_owner {
@@ -137,31 +143,30 @@ struct pcs_device {
     struct pcs_config config;
     struct pcs_bar bar[PCISPLIT_BAR_COUNT];
     unsigned vectors;
-    struct pcs_vector vector[PCISPLIT_MAX_VECTORS];
+    struct pcs_vector *vector;
+    uint64_t *counters, *totals; /* in b2f, of relayed vectors */
     struct pcs_owner owner;
     unsigned parked;     /* bits, the loop's own */
     _Atomic uint32_t hold_asked; /* odd: the owner wants it held; one more for each hold and each release */
     _Atomic uint32_t hold_seen;  /* `hold_asked` as the loop last saw it, at a request boundary; a futex */
     _Atomic uint32_t head, tail; /* of the queue of requests that wait for the owner; the loop's to change */
     _Atomic uint64_t refused, posted_errors; /* as in `state`, which is not there for as long */
-    union pcs_slot queue[PCISPLIT_REQUEST_SLOTS];
+    uint32_t queue_size; /* of the request ring: what waits is bounded by it */
+    union pcs_slot *queue;
 };
-
-/* Why pcs_serve_run() came back. */
-enum pcs_serve_reason { PCS_STOPPED, PCS_FRONT_STATE, PCS_ENDED };
 
 struct pcs_serve {
     const struct pcisplit_front_header *front; /* f2b, read-only */
     struct pcisplit_back_header *back;         /* b2f */
     const volatile uint8_t *bulk_in;
     volatile uint8_t *bulk_out;
+    uint32_t bulk_size;
     struct pcisplit_consumer requests;
     struct pcisplit_producer responses, events;
     unsigned devices;
     struct pcs_device *device[PCISPLIT_MAX_DEVICES];
     int epoll_fd, kick_fd, wake_fd, bell_fd;
     uint32_t unanswered;  /* taken, wanting a response, not yet answered */
-    uint32_t given_back;  /* requests.cons_pvt as last published */
     uint32_t front_state; /* as last reported to Python */
     int serving;          /* the back is Connected [LIFE-3] */
     int reason;           /* error code that ends the session */
@@ -179,7 +184,8 @@ struct pcs_serve {
     unsigned empty_kicks; /* in a row */
     uint64_t mask_ns, masked_until;
     int fresh;            /* the doorbell was just listened to again: its first edge is old */
-    int rang, worked;     /* the doorbell rang since it was last judged; there was work since then */
+    int rang;             /* the doorbell rang since it was last judged */
+    uint32_t kicked_prod, kicked_cons, kicked_state; /* the front's words at the kick before [RING-22] */
     struct pcs_guard guard;
 };
 
@@ -194,12 +200,38 @@ enum pcs_verdict { PCS_ANSWERED, PCS_TO_OWNER };
 enum pcs_verdict pcs_execute(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
                              struct pcs_result *result);
 
-/* One access of mapped memory, at the cost that its area has. */
-uint64_t pcs_area_load(const struct pcs_area *area, volatile uint8_t *at, unsigned width);
-void pcs_area_store(const struct pcs_area *area, volatile uint8_t *at, unsigned width, uint64_t value);
+/* Whether an operation may be posted in this session; and whether this request is, and so never answered. */
+int pcs_may_post(const struct pcs_serve *s, const union pcs_slot *slot);
 
-/* The area that holds octets [offset, offset + width) of a BAR, or NULL. */
-const struct pcs_area *pcs_find_area(const struct pcs_bar *bar, uint64_t offset, uint64_t width);
+static inline int pcs_is_posted(const struct pcs_serve *s, const union pcs_slot *slot)
+{
+    return slot->request.flags & PCISPLIT_FLAG_POSTED && pcs_may_post(s, slot);
+}
+
+/* What a slow bus costs: the caller's core waits, as it would. */
+void pcs_spend(uint32_t ns);
+
+/* Whether a request has a width that its operation can have; 8 only where `used` says so. 0 or BAD_SIZE. */
+int pcs_check_width(const struct pcisplit_request *r, uint32_t used);
+
+/* ---- pack.c ------------------------------------------------------------------------------------------------------------ */
+
+enum pcs_verdict pcs_execute_pack(struct pcs_serve *s, struct pcs_device *device, const union pcs_slot *request,
+                                  struct pcs_result *result);
+
+/* How many elements (0: none, the request is no pack), offset and value of one, and what is wrong with it. */
+static inline unsigned pcs_elements(const union pcs_slot *slot)
+{
+    int pack = slot->request.op == PCISPLIT_OP_BAR_READS || slot->request.op == PCISPLIT_OP_BAR_WRITES;
+    _Static_assert(offsetof(struct pcisplit_request_reads, count) == offsetof(struct pcisplit_request_writes, count), "");
+    return pack ? slot->reads.count : 0;
+}
+
+uint64_t pcs_element_offset(const union pcs_slot *slot, unsigned i);
+int pcs_check_element(const struct pcs_device *device, const union pcs_slot *slot, unsigned i);
+
+/* After element `result->done` of a pack of writes has faulted: it has failed, the rest is made. */
+void pcs_resume_pack(struct pcs_device *device, const union pcs_slot *slot, struct pcs_result *result);
 
 /* ---- config_table.c ------------------------------------------------------------------------------------------------- */
 
@@ -230,7 +262,7 @@ void pcs_attend_holds(struct pcs_serve *s);
 
 /* ---- owner.c: called by the owner's thread ---------------------------------------------------------------------------- */
 
-/* Wait at most `timeout_ms` (-1: for ever) for what is to be done; returns an enum pcs_owner_why. Accesses that C can make
+/* Wait at most `timeout_ms` (-1: for ever) for what is to be done; returns a PCS_WAKE_*. Accesses that C can make
  * alone are made on the way and never seen here; a REQUEST that is returned wants Python: an access that is trapped or met
  * an error (pcs_owner_work() says which), or another operation. */
 int pcs_owner_wait(struct pcs_device *device, int timeout_ms);
@@ -265,8 +297,14 @@ int pcs_access_begin(struct pcs_device *device);
 /* Python has made the trapped accesses up to octet `done`: give up the turn, take the next one and go on. Returns as above. */
 int pcs_access_went(struct pcs_device *device, uint32_t done);
 
+/* The trapped write of a pack that was to be made has failed: the next one. Returns as above. */
+int pcs_access_failed(struct pcs_device *device, int error, unsigned rule);
+
 /* Give up the turn, if there is one. */
 void pcs_access_leave(struct pcs_device *device);
+
+/* What a pack came to, for its answer. */
+void pcs_access_result(const struct pcs_device *device, struct pcs_result *result);
 
 /* Copy what a block has read to bulk-out. Returns 0 or FAULTED. */
 int pcs_access_deliver(struct pcs_device *device);
@@ -276,7 +314,12 @@ int pcs_access_deliver(struct pcs_device *device);
 enum { PCS_SOURCE_KICK, PCS_SOURCE_WAKE, PCS_SOURCE_VECTOR, PCS_SOURCE_WATCH }; /* what an epoll event is of, in its low octet */
 
 uint64_t pcs_now(void);
-void pcs_count(uint64_t *counter);
+
+/* One more; of a counter that only the thread of the loop writes. */
+static inline void pcs_count(uint64_t *counter)
+{
+    __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED);
+}
 
 /* Futexes of this process. Wait while *word is `value`, at most `ns` (-1: for ever). */
 void pcs_wait(_Atomic uint32_t *word, uint32_t value, int64_t ns);
@@ -285,14 +328,17 @@ void pcs_wake_all(_Atomic uint32_t *word);
 /* A hint for the front; dropped and counted when there is no slot [REG-30]. */
 void pcs_hint(struct pcs_serve *s, unsigned kind, unsigned index, unsigned vector, uint64_t value);
 
+/* Whether the front must be told now [RING-15, RING-17]: it sleeps, or there is much that it was not told of. */
+int pcs_due(const struct pcs_serve *s);
+
 /* Make everything stored since the last time visible, and kick the front if it sleeps. */
 void pcs_flush(struct pcs_serve *s);
 
 /* Wait at most `timeout` milliseconds (-1: for ever) and take in what happened. Returns whether the doorbell rang. */
 int pcs_events(struct pcs_serve *s, int timeout);
 
-/* After the doorbell rang: was there work behind it? Stops listening to one that cries wolf [RING-22]. */
-void pcs_judge_kick(struct pcs_serve *s, int worked);
+/* After the doorbell rang: was there anything behind it? Stops listening to one that cries wolf [RING-22]. */
+void pcs_judge_kick(struct pcs_serve *s);
 
 /* Milliseconds until the doorbell is listened to again, -1 if it is; and the listening, when it is time. */
 int pcs_mask_left(const struct pcs_serve *s);
@@ -300,9 +346,9 @@ void pcs_unmask(struct pcs_serve *s);
 
 /* ---- serve.c ---------------------------------------------------------------------------------------------------------- */
 
-struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int bell_fd);
+struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const struct pcs_places *places, int kick_fd, int bell_fd);
 void pcs_serve_free(struct pcs_serve *s);
-int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state_offset);
+int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state_offset, const struct pcs_run *run);
 int pcs_serve_run(struct pcs_serve *s);
 void pcs_serve_stop(struct pcs_serve *s);
 void pcs_serve_set_state(struct pcs_serve *s, uint32_t state);

@@ -9,8 +9,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-// `offsets`: requests, responses, events, bulk-in, bulk-out; sizes are the protocol's. The descriptors stay the caller's.
-struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, int kick_fd, int bell_fd)
+// The descriptors stay the caller's.
+struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const struct pcs_places *places, int kick_fd, int bell_fd)
 {
     struct pcs_serve *s = calloc(1, sizeof *s);
     if (!s)
@@ -19,14 +19,15 @@ struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, i
     s->front = f2b;
     s->back = back;
     // The ring takes a plain pointer for the slots; f2b is mapped read-only, so a stray write would fault, not corrupt.
-    pcisplit_consumer_init(&s->requests, (uint8_t *)f2b + offsets[0], &s->front->req_prod, &back->req_cons,
-                           PCISPLIT_REQUEST_SLOTS);
-    pcisplit_producer_init(&s->responses, (uint8_t *)b2f + offsets[1], &back->rsp_prod, &s->front->rsp_cons,
-                           PCISPLIT_RESPONSE_SLOTS);
-    pcisplit_producer_init(&s->events, (uint8_t *)b2f + offsets[2], &back->evt_prod, &s->front->evt_cons,
-                           PCISPLIT_EVENT_SLOTS);
-    s->bulk_in = (uint8_t *)f2b + offsets[3];
-    s->bulk_out = (uint8_t *)b2f + offsets[4];
+    pcisplit_consumer_init(&s->requests, (uint8_t *)f2b + places->requests, &s->front->req_prod, &back->req_cons,
+                           (uint32_t)places->request_slots);
+    pcisplit_producer_init(&s->responses, (uint8_t *)b2f + places->responses, &back->rsp_prod, &s->front->rsp_cons,
+                           (uint32_t)places->response_slots);
+    pcisplit_producer_init(&s->events, (uint8_t *)b2f + places->events, &back->evt_prod, &s->front->evt_cons,
+                           (uint32_t)places->event_slots);
+    s->bulk_in = (uint8_t *)f2b + places->bulk_in;
+    s->bulk_out = (uint8_t *)b2f + places->bulk_out;
+    s->bulk_size = (uint32_t)places->bulk_size;
     s->kick_fd = kick_fd;
     s->bell_fd = bell_fd;
     s->mask_ns = 1000000;
@@ -40,8 +41,8 @@ struct pcs_serve *pcs_serve_new(void *f2b, void *b2f, const uint64_t *offsets, i
         return NULL;
     }
     // b2f too: nobody can punch it, but a page of it that was never touched may be refused when memory is short.
-    pcs_guard_window(&s->guard, f2b, offsets[3] + PCISPLIT_BULK_SIZE);
-    pcs_guard_window(&s->guard, b2f, offsets[4] + PCISPLIT_BULK_SIZE);
+    pcs_guard_window(&s->guard, f2b, places->bulk_in + places->bulk_size);
+    pcs_guard_window(&s->guard, b2f, places->bulk_out + places->bulk_size);
     return s;
 }
 
@@ -55,11 +56,17 @@ void pcs_serve_free(struct pcs_serve *s)
 }
 
 // Give the session a device; its index is the number of devices added before. Returns 0 or -1.
-int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state_offset)
+int pcs_serve_add(struct pcs_serve *s, struct pcs_device *device, uint64_t state_offset, const struct pcs_run *run)
 {
     if (s->devices == PCISPLIT_MAX_DEVICES)
         return -1;
     device->state = (struct pcisplit_device_state *)(void *)((uint8_t *)s->back + state_offset);
+    device->counters = (uint64_t *)(void *)((uint8_t *)s->back + run->counters);
+    device->totals = (uint64_t *)(void *)((uint8_t *)s->back + run->totals);
+    device->queue_size = s->requests.size;
+    device->queue = calloc(device->queue_size, sizeof *device->queue);
+    if (!device->queue)
+        return -1;
     device->owner.wake_fd = s->wake_fd;
     device->serve = s;
     device->index = s->devices;
@@ -86,8 +93,6 @@ struct pcs_device *pcs_device_new(void)
     struct pcs_device *device = calloc(1, sizeof *device);
     if (!device)
         return NULL;
-    for (unsigned i = 0; i < PCISPLIT_MAX_VECTORS; i++)
-        device->vector[i].fd = -1;
     device->owner.wake_fd = -1;
     return device;
 }
@@ -95,6 +100,8 @@ struct pcs_device *pcs_device_new(void)
 void pcs_device_free(struct pcs_device *device)
 {
     free(device->config.hits);
+    free(device->vector);
+    free(device->queue);
     free(device);
 }
 
@@ -105,5 +112,6 @@ int pcs_device_add_area(struct pcs_device *device, unsigned bar, const struct pc
     if (b->areas == PCS_AREAS)
         return -1;
     b->area[b->areas++] = *area;
+    b->sleeps |= area->kind == PCS_AREA_OWNER;
     return 0;
 }

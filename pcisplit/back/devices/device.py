@@ -14,7 +14,7 @@ import mmap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn, Protocol
 
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
 
 

@@ -5,7 +5,7 @@ import time
 
 from pcisplit import pci
 from pcisplit.back.devices.device import Function
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, VectorType
 
 TRANSACTIONS_SECONDS = 1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pcisplit import wire
 from pcisplit.back.devices.device import IovaRange
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.ring.region import SIZE_SEALS
 from pcisplit.wire import Error
 

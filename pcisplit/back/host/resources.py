@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pcisplit import wire
 from pcisplit.back.channel import close_all
-from pcisplit.back.layout import B2F_SIZE, F2B_SIZE
+from pcisplit.proto.layout import Layout
 from pcisplit.ring.doorbell import Doorbells
 from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, create_region
 
@@ -36,15 +36,15 @@ class Resources(NamedTuple):
         close_all([*self.all(), self.rung])
 
 
-def create(vectors: list[int], dma: int) -> Resources:
+def create(vectors: list[int], layout: Layout, dma: int) -> Resources:
     """Regions, doorbells and as many vectors per device as `vectors` says. Owns `dma`. Raises OSError and leaves nothing."""
     made: list[int] = [dma] if dma >= 0 else []
     try:
-        f2b = create_region("pcisplit-f2b", F2B_SIZE)
+        f2b = create_region("pcisplit-f2b", layout.f2b_size)
         made.append(f2b)
-        os.pwrite(f2b, wire.F2B_MAGIC.to_bytes(4, "little"), 0)
+        os.pwrite(f2b, wire.FRONT_HEADER.build({"magic": wire.F2B_MAGIC, "epoch": 1}), 0)
         fcntl.fcntl(f2b, fcntl.F_ADD_SEALS, F2B_SEALS)
-        b2f = create_region("pcisplit-b2f", B2F_SIZE)
+        b2f = create_region("pcisplit-b2f", layout.b2f_size)
         made.append(b2f)
         bells = Doorbells.create()
         made += bells

@@ -25,8 +25,8 @@ from pcisplit.back.devices.vfio.checks import check_function
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.teardown import Teardown
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod
 
 #: Seconds that the kernel gets to end a killed worker.

@@ -18,7 +18,7 @@ A bit of `force` is 1 in whatever the back writes to the device there; a front h
 from typing import NamedTuple
 
 from pcisplit import pci
-from pcisplit.rules import Rule as Rule
+from pcisplit.wire.rules import Rule as Rule
 
 
 class Field(NamedTuple):

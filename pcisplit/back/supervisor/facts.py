@@ -7,8 +7,8 @@ from typing import Any
 from pcisplit import wire
 from pcisplit.back.devices.vfio.describe import Description
 from pcisplit.back.supervisor.registry import Entry
-from pcisplit.errors import DeviceError
-from pcisplit.messages import Need
+from pcisplit.proto.errors import DeviceError
+from pcisplit.proto.meeting import Need
 from pcisplit.wire import Error
 
 
@@ -40,7 +40,11 @@ def model_facts(entry: Entry) -> dict[str, Any]:
 def vectors_of(entry: Entry, need: Need, function: Mapping[str, Any]) -> int:
     """How many vectors a device gets. Raises DeviceError (TOO_MANY_VECTORS) if it has fewer than it was asked for [MEET-17]."""
     has = min(function["msi"], 1)
-    wanted = has if need.vectors == wire.ALL_VECTORS else need.vectors
+    wanted = has if need.msi == wire.AS_MANY else need.msi
+    for count, name in ((need.intx, "INTx"), (need.msix, "MSI-X")):
+        if count not in (0, wire.AS_MANY):
+            text = f"{entry.name} is asked for {count} {name}, which this back has not built; ask for MSI, or for none and poll"
+            raise DeviceError(Error.TOO_MANY_VECTORS, text)
     if wanted <= has:
         return wanted
     text = f"{entry.name} has {has} vectors, the front asks for {wanted}"

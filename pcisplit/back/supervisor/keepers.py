@@ -11,7 +11,7 @@ import trio
 from pcisplit.back.channel import Message, close_all
 from pcisplit.back.supervisor.processes import Process, Zygote
 from pcisplit.back.teardown import Step
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 OPEN_SECONDS = 20.0  #: an acquire may reset; vfio-pci resets at the first open

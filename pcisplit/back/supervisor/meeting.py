@@ -20,8 +20,8 @@ from pcisplit.back.supervisor.house import House
 from pcisplit.back.supervisor.registry import Peer, Registry
 from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.sockets import peer_of
-from pcisplit.errors import DeviceError, RemoteProtocolError, error_name
-from pcisplit.messages import Hello, Reply, parse_hello_untrusted
+from pcisplit.proto.errors import DeviceError, RemoteProtocolError, error_name
+from pcisplit.proto.meeting import Hello, Reply, parse_hello_untrusted
 from pcisplit.wire import Error
 
 #: Connections beyond the limit of their uid that may wait for their refusal at once; the others get no sentence.

@@ -31,7 +31,7 @@ from pcisplit.back.channel import (
     unpack_untrusted,
 )
 from pcisplit.back.log import Allowance, escape
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 _log = structlog.get_logger("pcisplit")

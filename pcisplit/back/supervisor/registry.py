@@ -10,8 +10,8 @@ from typing import Any
 
 from pcisplit import pci, wire
 from pcisplit.back.devices.device import Device
-from pcisplit.errors import RemoteProtocolError
-from pcisplit.messages import Hello, Need
+from pcisplit.proto.errors import RemoteProtocolError
+from pcisplit.proto.meeting import Hello, Need
 from pcisplit.wire import Error, Feature, VectorMode
 
 NOBODY = 65534
@@ -93,6 +93,7 @@ class Registry:
         for entry, need in zip(entries, needs, strict=True):
             _check_mode(entry, need, peer, hello.features)
         self._check_dma(hello, len(entries))
+        needs = tuple(_settled(need, hello.features) for need in needs)
         for entry in entries:
             entry.session = session
         return entries, needs
@@ -114,7 +115,7 @@ class Registry:
         if not free:
             text = "every device that is served to you is taken or quarantined; ask for one by name to learn which"
             raise RemoteProtocolError(Error.DEVICE_TAKEN, text)
-        return tuple(Need(entry.name, wire.ALL_VECTORS) for entry in free[: wire.MAX_DEVICES])
+        return tuple(Need(entry.name, wire.AS_MANY) for entry in free[: wire.MAX_DEVICES])
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -166,6 +167,14 @@ def mebibytes(size: int) -> str:
 
 
 def _check_features(hello: Hello) -> None:
+    if any(grant.required for grant in hello.grants):
+        text = (
+            "the front requires a grant, and this back has not built grants; mark it as not required and use messages"
+        )
+        raise RemoteProtocolError(Error.UNKNOWN_FEATURE, text)
+    if hello.memories:
+        text = "the front brings DMA memory, which this back has not built; ask for memory of the back by dma_bytes"
+        raise RemoteProtocolError(Error.UNKNOWN_FEATURE, text)
     unknown = Feature(int(hello.required) & ~int(wire.BUILT))  # ~ of a Feature would forget bits without a name
     if unknown:
         known = [feature.name or "" for feature in Feature if feature in unknown]
@@ -176,12 +185,18 @@ def _check_features(hello: Hello) -> None:
 
 def _check_mode(entry: Entry, need: Need, peer: Peer, features: Feature) -> None:
     wanted = Feature.MSI_DIRECT if need.mode is VectorMode.DIRECT else Feature.MSI_RELAYED
-    if need.vectors not in (0, wire.ALL_VECTORS) and not features & wanted:
+    if need.msi not in (0, wire.AS_MANY) and not features & wanted:
         text = f"{entry.name} is asked for {need.mode.name.lower()} vectors without the feature {(wanted.name or '').lower()}"
         raise RemoteProtocolError(Error.UNKNOWN_FEATURE, f"{text}; offer it in the hello")
     if need.mode is VectorMode.DIRECT and peer.uid not in entry.tenders:
         text = f"direct vectors of {entry.name} are for trusted tenders; serve it with tender={peer.uid} if uid {peer.uid} is one"
         raise RemoteProtocolError(Error.ACCESS_DENIED, text)
+
+
+def _settled(need: Need, features: Feature) -> Need:
+    """As many vectors as this front can have may be none [MEET-17, MEET-18]."""
+    wanted = Feature.MSI_DIRECT if need.mode is VectorMode.DIRECT else Feature.MSI_RELAYED
+    return need if need.msi != wire.AS_MANY or features & wanted else dataclasses.replace(need, msi=0)
 
 
 def check_entry_name(name: str) -> str:

@@ -11,7 +11,7 @@ from pcisplit import wire
 from pcisplit.back.channel import Message
 from pcisplit.back.log import escape
 from pcisplit.back.teardown import Step
-from pcisplit.errors import known_error
+from pcisplit.proto.errors import known_error
 from pcisplit.wire import Error
 
 #: int() of 1e999, str() of what is nested deeper than json.loads minds, ...

@@ -6,7 +6,7 @@ import math
 import trio
 
 from pcisplit.back.supervisor.processes import Process, Zygote
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 SEAL_SECONDS = 2.0

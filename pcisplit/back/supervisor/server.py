@@ -22,7 +22,7 @@ from pcisplit.back.supervisor.registry import Registry
 from pcisplit.back.supervisor.sockets import listening
 from pcisplit.back.supervisor.source import Source
 from pcisplit.back.supervisor.uids import WorkerUids
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 
 
 class ZygoteDied(PcisplitError):

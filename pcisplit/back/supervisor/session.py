@@ -36,8 +36,9 @@ from pcisplit.back.supervisor.report import (
 )
 from pcisplit.back.supervisor.sealing import Sealer
 from pcisplit.back.teardown import Step
-from pcisplit.errors import DeviceError
-from pcisplit.messages import Hello, Need
+from pcisplit.proto.errors import DeviceError
+from pcisplit.proto.layout import Layout, relayed
+from pcisplit.proto.meeting import Hello, Need
 from pcisplit.wire import Error, VectorMode
 
 OPEN_SECONDS = 10.0  #: for the worker to open: it maps and compiles; resets are the keepers'
@@ -121,12 +122,8 @@ class Session:
         resources.seal_b2f(made.b2f)
         self._drop([made.ring])
         self._f2b = made.f2b
-        direct = [
-            fd
-            for need, vectors in zip(self._needs, made.vectors, strict=True)
-            for fd in vectors
-            if need.mode is VectorMode.DIRECT
-        ]
+        pairs = zip(self._needs, made.vectors, strict=True)
+        direct = [fd for need, vectors in pairs for fd in vectors if need.mode is VectorMode.DIRECT]
         fds = [made.f2b, made.b2f, made.kick, made.rung, *([made.dma] if size else []), *direct]
         if len(fds) > wire.MAX_FDS:
             text = f"the session would need {len(fds)} descriptors, a reply carries {wire.MAX_FDS}: ask for fewer direct vectors"
@@ -163,7 +160,8 @@ class Session:
         counts = [vectors_of(*each) for each in zip(self.entries, self._needs, functions, strict=True)]
         size = dma.round_size(self._house.dma_limit if self.hello.dma_bytes == wire.DMA_ALL else self.hello.dma_bytes)
         memory = dma.create_memory(size)[0] if size else -1
-        made = resources.create(counts, memory)
+        modes = [need.mode for need in self._needs]
+        made = resources.create(counts, Layout.of(relayed(counts, modes), self.features), memory)
         self._held += [*made.all(), made.rung]
         return made
 

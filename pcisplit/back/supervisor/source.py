@@ -14,7 +14,7 @@ from pcisplit.back.control_protocol import Code, ControlError
 from pcisplit.back.supervisor.meeting import Meetings
 from pcisplit.back.supervisor.registry import Entry, Registry
 from pcisplit.back.supervisor.session import Session
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 #: Seconds for a worker to count; it waits for nobody.

@@ -5,7 +5,7 @@ Two workers of one uid are no strangers to the kernel: each could signal the oth
 together. With one uid for all, or with none, the system call filter alone stands between them.
 """
 
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
-from pcisplit.back.core.native import CoreDevice, Wake
+from pcisplit.back.core.abi import Wake
+from pcisplit.back.core.native import CoreDevice
 from pcisplit.back.devices.device import Function
 from pcisplit.back.log import LimitedLog
-from pcisplit.errors import DeviceError
-from pcisplit.messages import op_name
+from pcisplit.proto.errors import DeviceError
+from pcisplit.proto.slots import op_name
 from pcisplit.wire import DeviceState, Error
 
 T = TypeVar("T")

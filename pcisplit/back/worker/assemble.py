@@ -4,10 +4,11 @@
 import dataclasses
 from collections.abc import Sequence
 
-from pcisplit import bootinfo, pci, wire
-from pcisplit.back import layout
+from pcisplit import pci, wire
 from pcisplit.back.devices.device import Function
 from pcisplit.back.policy.compile import Tables, compile_tables
+from pcisplit.proto import bootinfo
+from pcisplit.proto.layout import FD_B2F, FD_DMA, FD_F2B, FD_KICK, FD_RUNG, Layout, relayed
 from pcisplit.wire import DeviceFlag, Direction, DoorbellType, Feature, RegionIndex, RingIndex, VectorMode, VectorType
 
 
@@ -34,6 +35,12 @@ class SessionOrder:
     dma_iova: int = 0
     spin: float = 0.0
 
+    @property
+    def layout(self) -> Layout:
+        """Where everything is in the regions; the same for whoever asks."""
+        vectors, modes = [device.vectors for device in self.devices], [device.mode for device in self.devices]
+        return Layout.of(relayed(vectors, modes), self.features)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Assembled:
@@ -48,9 +55,9 @@ def assemble(order: SessionOrder, functions: Sequence[Function]) -> Assembled:
     """Everything that is settled before the first request. Raises DeviceError when a function does not answer."""
     configs = tuple(read_config(function) for function in functions)
     tables = tuple(compile_tables(config, function.bars) for config, function in zip(configs, functions, strict=True))
-    places = _vector_places(order)
+    fds = _first_fds(order)
     devices = tuple(
-        _describe(index, order.devices[index], function, configs[index], tables[index], places[index])
+        _describe(order, index, function, configs[index], tables[index], fds[index])
         for index, function in enumerate(functions)
     )
     return Assembled(configs, tables, _boot_info(order, devices).to_bytes())
@@ -61,64 +68,70 @@ def read_config(function: Function) -> bytes:
     return b"".join(function.config_read(at, 4).to_bytes(4, "little") for at in range(0, function.config_size, 4))
 
 
-def _vector_places(order: SessionOrder) -> list[list[int]]:
-    """Where each vector's descriptor is in the reply: after the common ones, if it is direct."""
-    places, at = [], layout.FD_DMA + bool(order.dma_size)
+def _first_fds(order: SessionOrder) -> list[int]:
+    """Where the first vector's descriptor of each device is in the reply: after the common ones, if it is direct [BOOT-7]."""
+    places, at = [], FD_DMA + bool(order.dma_size)
     for device in order.devices:
-        direct = device.mode is VectorMode.DIRECT
-        places.append([at + vector if direct else wire.NO_FD for vector in range(device.vectors)])
+        direct = device.mode is VectorMode.DIRECT and device.vectors
+        places.append(at if direct else wire.NO_FD)
         at += device.vectors if direct else 0
     return places
 
 
+def _run(order: SessionOrder, index: int, fd: int) -> tuple[bootinfo.Vectors, ...]:
+    device = order.devices[index]
+    if not device.vectors:
+        return ()
+    return (bootinfo.Vectors(0, VectorType.MSI, device.mode, device.vectors, 0, fd, *order.layout.runs[index]),)
+
+
 def _describe(
-    index: int, order: DeviceOrder, function: Function, config: bytes, tables: Tables, places: Sequence[int]
+    order: SessionOrder, index: int, function: Function, config: bytes, tables: Tables, fd: int
 ) -> bootinfo.Device:
     word = [int.from_bytes(config[at : at + 2], "little") for at in (pci.VENDOR_ID, pci.DEVICE_ID)]
-    state = layout.state_offset(index)
     return bootinfo.Device(
         index=index,
-        name=order.name,
+        name=order.devices[index].name,
         vendor=word[0],
         device_id=word[1],
         class_code=int.from_bytes(config[9:12], "little"),
-        state_offset=state,
+        state_offset=order.layout.states[index],
         generation=1,
         config_size=len(config),
-        flags=DeviceFlag.RESETTABLE if function.reset_methods else DeviceFlag(0),
+        device_flags=DeviceFlag.RESETTABLE if function.reset_methods else DeviceFlag(0),
         bars=tuple(bootinfo.Bar(bar.index, bar.size, bar.flags, tables.addresses[bar.index]) for bar in function.bars),
-        vectors=tuple(
-            bootinfo.Vector(vector, VectorType.MSI, order.mode, state + layout.COUNTERS + 8 * vector, fd)
-            for vector, fd in enumerate(places)
-        ),
+        vectors=_run(order, index, fd),
     )
 
 
 def _boot_info(order: SessionOrder, devices: tuple[bootinfo.Device, ...]) -> bootinfo.BootInfo:
     f2b, b2f, dma = RegionIndex.F2B, RegionIndex.B2F, RegionIndex.DMA
+    at = order.layout.places
     regions = [
-        bootinfo.Region(f2b, layout.FD_F2B, layout.F2B_SIZE, True),
-        bootinfo.Region(b2f, layout.FD_B2F, layout.B2F_SIZE),
+        bootinfo.Region(f2b, FD_F2B, order.layout.f2b_size, True),
+        bootinfo.Region(b2f, FD_B2F, order.layout.b2f_size),
     ]
     if order.dma_size:
-        regions.append(bootinfo.Region(dma, layout.FD_DMA, order.dma_size, True))
+        regions.append(bootinfo.Region(dma, FD_DMA, order.dma_size, True))
     return bootinfo.BootInfo(
         features=order.features,
         session=order.number,
         minor=order.minor,
         regions=tuple(regions),
         rings=(
-            bootinfo.Ring(RingIndex.REQUEST, f2b, layout.REQUESTS, wire.REQUEST_SLOTS),
-            bootinfo.Ring(RingIndex.RESPONSE, b2f, layout.RESPONSES, wire.RESPONSE_SLOTS),
-            bootinfo.Ring(RingIndex.EVENT, b2f, layout.EVENTS, wire.EVENT_SLOTS),
+            bootinfo.Ring(RingIndex.REQUEST, f2b, at.requests, at.request_slots),
+            bootinfo.Ring(RingIndex.RESPONSE, b2f, at.responses, at.response_slots),
+            bootinfo.Ring(RingIndex.EVENT, b2f, at.events, at.event_slots),
         ),
         bulks=(
-            bootinfo.Bulk(Direction.FRONT_TO_BACK, f2b, layout.BULK_IN, wire.BULK_SIZE),
-            bootinfo.Bulk(Direction.BACK_TO_FRONT, b2f, layout.BULK_OUT, wire.BULK_SIZE),
-        ),
+            bootinfo.Bulk(Direction.FRONT_TO_BACK, f2b, at.bulk_in, at.bulk_size),
+            bootinfo.Bulk(Direction.BACK_TO_FRONT, b2f, at.bulk_out, at.bulk_size),
+        )
+        if at.bulk_size
+        else (),
         doorbells=(
-            bootinfo.Doorbell(Direction.FRONT_TO_BACK, layout.FD_KICK, DoorbellType.EVENTFD),
-            bootinfo.Doorbell(Direction.BACK_TO_FRONT, layout.FD_RUNG, DoorbellType.SOCKET),
+            bootinfo.Doorbell(Direction.FRONT_TO_BACK, FD_KICK, DoorbellType.EVENTFD),
+            bootinfo.Doorbell(Direction.BACK_TO_FRONT, FD_RUNG, DoorbellType.SOCKET),
         ),
         windows=(bootinfo.DmaWindow(0, 0, order.dma_size, order.dma_iova),) if order.dma_size else (),
         devices=devices,

@@ -8,7 +8,7 @@ from typing import Any
 
 from pcisplit.back.worker.owner import Owner
 from pcisplit.back.worker.session import WorkerSession
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 #: Seconds that an owner gets to come back from what it is inside of, a slow reset say.

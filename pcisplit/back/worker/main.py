@@ -33,7 +33,7 @@ from pcisplit.back.worker import jail
 from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder, assemble
 from pcisplit.back.worker.control import Control
 from pcisplit.back.worker.session import WorkerSession
-from pcisplit.errors import DeviceError, known_error
+from pcisplit.proto.errors import DeviceError, known_error
 from pcisplit.wire import Error, Feature, ResetMethod, VectorMode
 
 #: Octets of address space that a worker may take beyond what its session begins with.

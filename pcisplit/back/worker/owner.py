@@ -16,8 +16,8 @@ from pcisplit.back.devices.device import Function
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables
 from pcisplit.back.worker.actor import Actor
-from pcisplit.errors import DeviceError
-from pcisplit.wire import DeviceState, Error, Op, VectorType
+from pcisplit.proto.errors import DeviceError
+from pcisplit.wire import BUILT_OPERATIONS, DeviceState, Error, Op, VectorType
 
 IRQ_OPS_PER_SECOND = 100
 RESET_INTERVAL = 5.0  #: seconds
@@ -61,35 +61,33 @@ class Owner(Actor):
         self._reset_quota = Quota(1, RESET_INTERVAL)
         self._moved = 0  # octets of the block at hand
         self._handlers: dict[int, Callable[[Work], int | None]] = {
-            Op.CONF_READ: self._config_read,
-            Op.CONF_WRITE: self._config_write,
-            Op.BAR_READ: self._bar_read,
-            Op.BAR_WRITE: self._bar_write,
-            Op.BAR_READ_BLOCK: self._block,
-            Op.BAR_WRITE_BLOCK: self._block,
-            Op.ENABLE_MSI: self._enable_msi,
-            Op.DISABLE_MSI: self._disable_msi,
-            Op.RESET: self._reset,
+            op: getattr(self, f"_{row.name}") for op, row in BUILT_OPERATIONS.items() if row.loop != "nop"
         }
 
     def _request(self) -> None:
         request, self._moved = self.core.owner_request(), 0
         try:
             value = self._handlers[request.op](request)
-        except DeviceError as problem:
-            if problem.code is not Error.DENIED:  # refusals by rule are counted, and cost no line
-                self._log("device refused", device=self.device.spec, request=str(request), problem=str(problem))
-            self.core.owner_finish(problem.code, problem.rule, length=self._moved)
         except Exception as problem:  # a bug of ours must not leave the front waiting for ever
-            self._log("owner failed", device=self.device.spec, request=str(request), problem=repr(problem))
-            self.core.owner_finish(Error.OP_FAILED, length=self._moved)
+            code, rule = self._why(request, problem)
+            self.core.owner_finish(code, rule, length=self._moved)
         else:
             if value is not None:
                 self.core.owner_finish(Error.SUCCESS, value=value)
 
+    def _why(self, request: Work, problem: Exception) -> tuple[Error, int]:
+        """What a request that met `problem` is answered, and by which rule. In the log, but for refusals by a rule: those are
+        counted, and cost no line."""
+        if not isinstance(problem, DeviceError):
+            self._log("owner failed", device=self.device.spec, request=str(request), problem=repr(problem))
+            return Error.OP_FAILED, 0
+        if problem.code is not Error.DENIED:
+            self._log("device refused", device=self.device.spec, request=str(request), problem=str(problem))
+        return problem.code, problem.rule
+
     # -- configuration space ----------------------------------------------------------------------------------
 
-    def _config_read(self, request: Work) -> int:
+    def _conf_read(self, request: Work) -> int:
         return self.config_read(request.offset, request.width)
 
     def config_read(self, offset: int, width: int) -> int:
@@ -98,7 +96,7 @@ class Owner(Actor):
         own = self.core.config_value(offset, width)
         return (self.device.config_read(offset, width) & hardware if hardware else 0) | (own & ~hardware)
 
-    def _config_write(self, request: Work) -> int:
+    def _conf_write(self, request: Work) -> int:
         """C has checked that nothing refused is changed. Octets with a trap go to its handler, the others by planes."""
         for offset, width, trap in self._runs(request.offset, request.width):
             value = request.value >> 8 * (offset - request.offset) & ((1 << 8 * width) - 1)
@@ -152,6 +150,31 @@ class Owner(Actor):
                 return
             until = time.monotonic_ns() + BUDGET_NS
 
+    _bar_read_block = _bar_write_block = _block
+
+    def _bar_reads(self, request: Work) -> None:
+        """The trapped reads of a pack, one at a time; the others, and its end, are C's."""
+        while True:
+            self._moved, _ = self._check_progress(request)
+            value = self.device.bar_read(request.region, request.elements[self._moved // 4], request.width)
+            self.core.owner_data[self._moved : self._moved + 4] = value.to_bytes(4, "little")
+            if not self.core.owner_went(self._moved + 4):
+                return
+
+    def _bar_writes(self, request: Work) -> None:
+        """The trapped writes of a pack; one that fails is counted, and the next one made [BAR-42]."""
+        while True:
+            at, _ = self._check_progress(request)
+            offset, value = request.elements[at // 2 : at // 2 + 2]
+            try:
+                self.device.bar_write(request.region, offset, request.width, value)
+            except Exception as problem:
+                left = self.core.owner_failed(*self._why(request, problem))
+            else:
+                left = self.core.owner_went(at + 4)
+            if not left:
+                return
+
     def _trapped(self, request: Work, done: int) -> None:
         """One trapped access of a block, between the device and the owner's buffer."""
         octets = self.core.owner_data[done : done + request.width]
@@ -167,16 +190,17 @@ class Owner(Actor):
         progress = self.core.owner_progress()
         if progress.error is Error.SUCCESS:
             return progress.done, progress.piece
-        self._moved = progress.done if request.length else 0
-        where = f"at {request.offset + progress.done:#x} of BAR {request.region}"
+        self._moved = progress.done if request.length or request.elements else 0
+        at = request.elements[progress.done // 4] if request.elements else request.offset + progress.done
+        where = f"at {at:#x} of BAR {request.region}"
         why = f": {os.strerror(progress.os_error)}" if progress.os_error else ""
         raise DeviceError(progress.error, f"access {where}{why}", progress.rule)
 
     # -- interrupts -------------------------------------------------------------------------------------------
 
     def _check_vectors(self, request: Work) -> None:
-        if request.count != 1 or request.vector + request.count > len(self._vectors):
-            text = f"vectors {request.vector} to {request.vector + request.count} of {len(self._vectors)}"
+        if not self._vectors or (request.first, request.vectors) != (0, len(self._vectors)):
+            text = f"vectors {request.first} to {request.first + request.vectors} of {len(self._vectors)}"
             raise DeviceError(Error.TOO_MANY_VECTORS, text)
         self._irq_quota.take()
 
@@ -184,11 +208,11 @@ class Owner(Actor):
         self._check_vectors(request)
         if self._msi_on:
             raise DeviceError(Error.BUSY, "MSI is enabled already")
-        self.core.enable_vector(0, True)
+        self._enable(True)
         try:
             self.device.irq_set(VectorType.MSI, 0, self._vectors)
         except DeviceError:
-            self.core.enable_vector(0, False)
+            self._enable(False)
             raise
         self._msi_on = True
         return 0
@@ -200,9 +224,12 @@ class Owner(Actor):
 
     def _msi_off(self) -> None:
         self.device.irq_set(VectorType.MSI, 0, ())
-        for vector in range(len(self._vectors)):
-            self.core.enable_vector(vector, False)
+        self._enable(False)
         self._msi_on = False
+
+    def _enable(self, on: bool) -> None:
+        for vector in range(len(self._vectors)):
+            self.core.enable_vector(vector, on)
 
     # -- reset ------------------------------------------------------------------------------------------------
 

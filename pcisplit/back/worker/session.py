@@ -8,16 +8,16 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pcisplit import wire
-from pcisplit.back import layout
-from pcisplit.back.core.native import ENDED, FRONT_STATE, CoreDevice, CoreServe, prefault
+from pcisplit.back.core.abi import Run
+from pcisplit.back.core.native import CoreDevice, CoreServe, prefault
 from pcisplit.back.devices.device import Function
 from pcisplit.back.host.resources import Resources
 from pcisplit.back.log import LimitedLog
 from pcisplit.back.teardown import Teardown
 from pcisplit.back.worker.assemble import Assembled, SessionOrder, assemble
 from pcisplit.back.worker.owner import Owner
-from pcisplit.errors import DeviceError
-from pcisplit.states import front_step_untrusted
+from pcisplit.proto.errors import DeviceError
+from pcisplit.proto.states import front_step_untrusted
 from pcisplit.wire import DeviceState, Error, State, VectorMode
 
 #: Seconds that owners get to come back from what they are inside of.
@@ -58,15 +58,15 @@ class WorkerSession:
     def open(self) -> bytes:
         """Map and compile everything. Returns the boot-info block; call ``close`` on any exception."""
         assembled = assemble(self.order, self.functions)
-        fds = self.resources
-        f2b = mmap.mmap(fds.f2b, layout.F2B_SIZE, prot=mmap.PROT_READ)
+        fds, layout = self.resources, self.order.layout
+        f2b = mmap.mmap(fds.f2b, layout.f2b_size, prot=mmap.PROT_READ)
         self._maps.append(f2b)
-        b2f = mmap.mmap(fds.b2f, layout.B2F_SIZE)
+        b2f = mmap.mmap(fds.b2f, layout.b2f_size)
         self._maps.append(b2f)
-        header = {"magic": wire.B2F_MAGIC, "state": State.INITIALISING, "session": self.order.number}
-        b2f[: wire.BACK_HEADER.sizeof()] = wire.BACK_HEADER.build({**wire.blank(wire.BACK_HEADER), **header})
+        header = {"magic": wire.B2F_MAGIC, "state": State.INITIALISING, "session": self.order.number, "epoch": 1}
+        b2f[: wire.BACK_HEADER.size] = wire.BACK_HEADER.build(header)
         self._state = State.INITIALISING
-        self._serve = CoreServe(f2b, b2f, layout.OFFSETS, fds.kick, fds.ring)
+        self._serve = CoreServe(f2b, b2f, layout.places, fds.kick, fds.ring)
         self._serve.configure(self.order.spin, self.order.features)
         if self.order.dma_size:
             for function in self._ours():
@@ -88,7 +88,7 @@ class WorkerSession:
             core.add_bar(bar)
         for vector, fd in enumerate(vectors):
             core.set_vector(vector, -1 if order.mode is VectorMode.DIRECT else fd)
-        self._serve.add(core, layout.state_offset(index))
+        self._serve.add(core, self.order.layout.states[index], self.order.layout.runs[index])
         core.set_state(DeviceState.ACQUIRED, 1)
         owner = Owner(function, core, tables, vectors, self.log, order.shared)
         owner.on_event = self._device_event
@@ -126,9 +126,9 @@ class WorkerSession:
         assert self._serve is not None
         while True:
             why = self._serve.run()
-            if why == FRONT_STATE and self._follow(self._serve.front_state):
+            if why is Run.FRONT_STATE and self._follow(self._serve.front_state):
                 continue
-            if why == ENDED:
+            if why is Run.ENDED:
                 self.end(self._serve.reason)
             return
 
@@ -174,7 +174,7 @@ class WorkerSession:
     def counters(self) -> dict[str, int]:
         """What the front can read in b2f too."""
         names = ("requests", "responses", "refused", "stale", "kicks", "empty_kicks", "events_dropped")
-        header = wire.BACK_HEADER.parse(self._maps[1][: wire.BACK_HEADER.sizeof()])
+        header = wire.BACK_HEADER.parse(self._maps[1][: wire.BACK_HEADER.size], strict=False)
         return {name: header[name] for name in names}
 
     def stop(self) -> None:

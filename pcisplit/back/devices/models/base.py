@@ -13,7 +13,7 @@ from pcisplit.back import log
 from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Interrupts, IovaRange, not_built
 from pcisplit.back.devices.models.iommu import SoftwareIommu
 from pcisplit.back.devices.signal import signal_eventfd
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.ring.region import create_region
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pcisplit.back import log
 from pcisplit.back.core.native import guarded_read, guarded_write
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 

@@ -16,8 +16,8 @@ from pcisplit.back.devices.vfio.function import EVENTS, OURS, Host, VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.devices.vfio.layout import bar_flags, msix_ranges, plan_areas
 from pcisplit.back.devices.vfio.resets import KernelResets, bus_is_ours
-from pcisplit.errors import DeviceError
 from pcisplit.pci import BAR_COUNT, COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MEM, CONFIG_SIZE, Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
 
 

@@ -6,8 +6,8 @@ What cannot be made safe is refused with the next step in the sentence [DMA-4].
 
 from pathlib import Path
 
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 _PCI_DEVICES = Path("/sys/bus/pci/devices")

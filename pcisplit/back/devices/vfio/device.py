@@ -12,8 +12,8 @@ from pcisplit.back.devices.vfio.checks import check_function, check_identity, fi
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
 from pcisplit.back.devices.vfio.resets import CHOICES
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 

@@ -23,8 +23,8 @@ from pcisplit.back.devices.device import Area, AreaKind, BarInfo, Function, not_
 from pcisplit.back.devices.quiet import interrupts_off
 from pcisplit.back.devices.vfio import abi
 from pcisplit.back.devices.vfio.describe import BarPlan, Description, Place
-from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEM
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod, VectorType
 
 #: The backend's bits of COMMAND; the others keep the values that the firmware and the kernel gave them.

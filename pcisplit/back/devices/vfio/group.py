@@ -22,8 +22,8 @@ from pcisplit.back.devices.device import IovaRange
 from pcisplit.back.devices.vfio import abi
 from pcisplit.back.devices.vfio.checks import check_domain, check_interrupts, not_viable, refused
 from pcisplit.back.devices.vfio.mapper import map_by_child
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 # What VFIO_SET_IOMMU means by EPERM.

@@ -13,8 +13,8 @@ from pathlib import Path
 from pcisplit import pci
 from pcisplit.back.devices.vfio import abi
 from pcisplit.back.devices.vfio.checks import driver_of, refused
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod
 
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
