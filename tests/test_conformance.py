@@ -18,11 +18,10 @@ import pytest
 from click.testing import CliRunner
 
 from pcisplit import conformance, wire
+from pcisplit.cli.conformance import back as main
 from pcisplit.conformance import CASES, NOT_OBSERVABLE, Outcome, Result, Target, Violation, run_case
 from pcisplit.conformance.case import Case
-from pcisplit.conformance.octets import Answer, request
-from pcisplit.conformance.runner import main
-from pcisplit.messages import Reply, Request, Response
+from pcisplit.proto.meeting import Reply
 from pcisplit.wire import Error, Op
 
 SPEC = Path(__file__).resolve().parent.parent / "spec"
@@ -91,18 +90,6 @@ def test_every_case_says_what_it_proves() -> None:
     for case in CASES.values():
         assert case.proves.endswith("."), case.name
         assert case.clauses, case.name
-
-
-def test_the_kits_octets_are_those_of_the_codecs() -> None:
-    """The layouts written down twice agree."""
-    fields = {"flags": 1, "device": 3, "region": 4, "width": 5, "generation": 6, "offset": 7, "value": 8, "length": 9}
-    fields |= {"bulk": 10, "vector": 11, "count": 12, "id": 2}
-    assert request(Op.BAR_WRITE, **fields) == Request(Op.BAR_WRITE, **fields).to_bytes()  # type: ignore[arg-type]
-    response = Response(Op.CONF_WRITE, 1, 2, 3, Error.DENIED, 4, 5, 6, 7)
-    assert Answer.parse(response.to_bytes()) == (Op.CONF_WRITE, Error.DENIED, 1, 2, 4, 3, 5, 6, 7)
-    for octets in (response.to_bytes()[:-1] + b"\1", Response(Op.NOP, error=-99).to_bytes()):
-        with pytest.raises(Violation):
-            Answer.parse(octets)
 
 
 @pytest.fixture(params=[b"", b"junk", Reply(Error.OP_FAILED, "no").to_bytes(), Reply(boot_info=b"junk").to_bytes()])

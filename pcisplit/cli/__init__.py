@@ -7,7 +7,7 @@ The modules of the commands import only click and the standard library before a 
 import click
 
 from pcisplit import __version__
-from pcisplit.cli import control, demo, serve
+from pcisplit.cli import conformance, control, decode, demo, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "PCISPLIT"})
@@ -16,9 +16,11 @@ def main() -> None:
     """A PCI split driver without Xen.
 
     One process owns the device (serve), another drives it over shared-memory rings (pcisplit.front, or pcifront.h in C).
-    With serve --control PATH, the other commands tell what it does.
+    With serve --control PATH, list, dump, stats, detach and attach tell what it does.
+    decode says in words what octets of the protocol mean; conformance proves a backend or a frontend of yours.
     """
 
 
-for _command in (serve.serve, demo.demo, control.list_, control.dump, control.stats, control.detach, control.attach):
+_CONTROL = (control.list_, control.dump, control.stats, control.detach, control.attach)
+for _command in (serve.serve, demo.demo, *_CONTROL, decode.decode, conformance.conformance):
     main.add_command(_command)

@@ -95,7 +95,7 @@ def _serve(as_json: bool, **options: Any) -> None:
     from pcisplit.back.host.harden import harden
     from pcisplit.back.patient import PatientStream
     from pcisplit.back.supervisor import zygote
-    from pcisplit.errors import PcisplitError
+    from pcisplit.proto.errors import PcisplitError
 
     stream = PatientStream(sys.stderr)
     try:

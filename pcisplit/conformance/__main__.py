@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""``python -m pcisplit.conformance``: a socket path in, a report per clause out."""
+"""``python -m pcisplit.conformance``: the same as ``pcisplit conformance back``."""
 
-from pcisplit.conformance.runner import main
+from pcisplit.cli.conformance import back
 
-main(prog_name="pcisplit conformance")
+back(prog_name="pcisplit conformance back")

@@ -85,6 +85,7 @@ _BROKEN_DEVICE = "needs a device that misbehaves on command, which a peer cannot
 
 #: Clauses of role back or both that no peer can see over the socket, and why.
 NOT_OBSERVABLE = {
+    "BAR-44": "how the backend shares its time between accesses is not on the wire",
     "THR-5": "logs and terminals of the backend are not on the wire",
     "THR-6": "a process's dumpable flag is not on the wire",
     "THR-7": "logs of the backend are not on the wire",

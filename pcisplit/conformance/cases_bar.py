@@ -4,10 +4,12 @@
 Those that look at values use 1 MiB of plain memory in BAR 0 of 1af4:10ff; those that only look at errors use any BAR.
 """
 
+from typing import Any
+
 from pcisplit import pci, wire
-from pcisplit.bootinfo import Bar, Bulk
+from pcisplit.conformance.boot import Bar, Bulk
 from pcisplit.conformance.case import case, expect
-from pcisplit.conformance.octets import U32, U64, Answer, expect_all, expect_error
+from pcisplit.conformance.octets import U32, U64, USED, Answer, expect_all, expect_error
 from pcisplit.conformance.peer import Peer
 from pcisplit.conformance.target import ALL_ON, Target
 from pcisplit.wire import BarFlag, Direction, Error, Op, RequestFlag
@@ -29,7 +31,7 @@ def access(peer: Peer, op: Op, offset: int, width: int, bar: int | None = None, 
 
 
 def bulk(peer: Peer, way: Direction) -> Bulk:
-    return next(area for area in peer.info.bulks if area.index is way)
+    return next(area for area in peer.info.bulks if area.index == way)
 
 
 def put(peer: Peer, at: int, octets: bytes) -> None:
@@ -182,8 +184,8 @@ def case_posted_stream(target: Target) -> None:
 def case_posted_flag_elsewhere(target: Target) -> None:
     """The posted flag on any other operation is refused, with an answer."""
     with target.session() as peer:
-        for op in wire.USES:
-            if op != Op.BAR_WRITE:
+        for op in USED:
+            if op not in (Op.BAR_WRITE, Op.BAR_WRITES):
                 expect_error(peer.ask(op, flags=RequestFlag.POSTED), Error.BAD_REQUEST, what=f"op {op:#x} posted")
 
 
@@ -192,21 +194,23 @@ def case_posted_errors(target: Target) -> None:
     """The error of a posted write is in the device state when the next response is, and nothing is answered for it."""
     with target.session() as peer:
         bar, mine = first_bar(peer), peer.generations[0]
-        wrongs: list[tuple[Error, dict[str, int]]] = [
+        wrongs: list[tuple[Error, dict[str, Any]]] = [
             (Error.BAD_SIZE, {"width": 3}),
             (Error.UNALIGNED, {"width": 4, "offset": 2}),
             (Error.INVALID_OFFSET, {"width": 4, "offset": bar.size}),
             (Error.BAD_REQUEST, {"width": 1, "value": 256}),
             (Error.BAD_REQUEST, {"width": 4, "flags": RequestFlag.POSTED | 0x8000}),
-            (Error.BAD_REQUEST, {"width": 4, "vector": 1}),
+            (Error.BAD_REQUEST, {"width": 4, "length": 1}),
             (Error.STALE, {"width": 4, "generation": mine + 1}),
         ]
         for number, (error, fields) in enumerate(wrongs * 3, 1):
             peer.publish(peer.slot(Op.BAR_WRITE, **{"region": bar.index, "flags": RequestFlag.POSTED} | fields))
             peer.nop()
-            count, last = peer.device("posted_errors"), peer.device("last_posted_error")
+            count, last = peer.device("posted_errors"), peer.device("posted_error")
             expect((count, last) == (number, error), f"posted error {number}, {error.name}", f"{count}, {last}")
-            expect(peer.device("last_posted_rule") == 0, "no rule", str(peer.device("last_posted_rule")))
+            where = tuple(peer.device(name) for name in ("posted_rule", "posted_region", "posted_offset"))
+            wanted = (0, bar.index, fields.get("offset", 0))
+            expect(where == wanted, f"rule, BAR and offset {wanted} of the last", str(where))
         expect(peer.device("refused") == number, f"{number} refused", str(peer.device("refused")))
 
 

@@ -10,8 +10,11 @@ import socket
 import stat
 
 from pcisplit import pci, wire
+from pcisplit.conformance.boot import BLOCK_SIZE
 from pcisplit.conformance.case import case, expect, fail
-from pcisplit.conformance.peer import BACK, DEVICE, FRONT, Peer
+from pcisplit.conformance.meeting import REPLY_SIZE
+from pcisplit.conformance.octets import BACK, BACK_SIZE, DEVICE_SIZE, FRONT, FRONT_SIZE, SLOT, gaps
+from pcisplit.conformance.peer import Peer
 from pcisplit.conformance.target import DMA_SIZE, EDU_DMA_BITS, Target
 from pcisplit.wire import BarFlag, Direction, DoorbellType, RegionIndex, RingIndex
 
@@ -54,16 +57,31 @@ def refused(attempt: object, what: str) -> None:
         fail(f"{what} refused", "success")
 
 
-@case("BOOT-1", "REG-4")
+@case("BOOT-1", "REG-4", "MEET-26")
 def case_record_lengths(target: Target) -> None:
-    """The block is 64 octets and 128 for each record, of which each says so."""
+    """The records fill the block, each as long as it says and at least as long as its kind; a device's come after it."""
     with target.meet() as peer:
-        block = peer.reply[wire.REPLY.sizeof() :]
-        records = int.from_bytes(block[12:16], "little")
-        expect(len(block) == 64 + 128 * records, f"64 + 128 x {records} octets", str(len(block)))
-        expect(int.from_bytes(block[8:12], "little") == len(block), f"length {len(block)}", block[8:12].hex())
-        lengths = [int.from_bytes(block[at + 2 : at + 4], "little") for at in range(64, len(block), 128)]
-        expect(set(lengths) == {128}, "128 in each record", str(lengths))
+        block = peer.reply[REPLY_SIZE:]
+        lengths, at = [], BLOCK_SIZE
+        while at < len(block):
+            lengths.append(int.from_bytes(block[at + 2 : at + 4], "little"))
+            expect(lengths[-1] >= 8 and lengths[-1] % 8 == 0, "a length of whole 8 octets", str(lengths))
+            at += lengths[-1]
+        count = int.from_bytes(block[12:16], "little")
+        expect(len(lengths) == count and at == len(block), f"{count} records that fill the block", str(lengths))
+
+
+@case("BOOT-7", "BOOT-8")
+def case_places_of_descriptors(target: Target) -> None:
+    """Each descriptor that a record names is there, and no two records have the same; a relayed run names none."""
+    with target.meet(target.want()) as peer:
+        info = peer.info
+        used = [region.fd for region in info.regions] + [bell.fd for bell in info.doorbells]
+        runs = [run for device in info.devices for run in device.runs]
+        expect(all(run.fd == wire.NO_FD for run in runs), "no descriptor of a relayed run", str(runs))
+        expect(sorted(used) == list(range(len(peer.fds))), f"{len(peer.fds)} descriptors, each named once", str(used))
+        for device in info.devices:
+            expect([run.index for run in device.runs] == list(range(len(device.runs))), "runs from 0 on", str(runs))
 
 
 @case("BOOT-2", "RING-1")
@@ -71,15 +89,10 @@ def case_places(target: Target) -> None:
     """Headers, rings, bulk areas and device states lie aligned in the right region and overlap nowhere."""
     with target.meet() as peer:
         info = peer.info
-        places = [(RegionIndex.F2B, 0, sum(FRONT["line3"])), (RegionIndex.B2F, 0, sum(BACK["line5"]))]
-        places += [(ring.region, ring.offset, ring.slots * wire.SLOT_SIZE) for ring in info.rings]
-        places += [(bulk.region, bulk.offset, bulk.size) for bulk in info.bulks]
-        places += [(RegionIndex.B2F, device.state_offset, sum(DEVICE["counters"])) for device in info.devices]
-        for region, offset, size in places:
-            inside = not offset % 64 and offset + size <= info.region(region).size
-            expect(inside, "a place that lies aligned in its region", f"{size} octets at {offset:#x} in {region.name}")
-        ordered = sorted(places)
-        for (region, offset, size), (after, start, _) in itertools.pairwise(ordered):
+        places: list[tuple[int, int, int]] = [(RegionIndex.F2B, 0, FRONT_SIZE), (RegionIndex.B2F, 0, BACK_SIZE)]
+        places += [(region, offset, size) for what, region, offset, size, _ in info.places() if what != "window"]
+        places.sort()
+        for (region, offset, size), (after, start, _) in itertools.pairwise(places):
             expect(
                 region != after or offset + size <= start, "places that do not overlap", f"{offset:#x} and {start:#x}"
             )
@@ -91,7 +104,14 @@ def case_places(target: Target) -> None:
         expect({ring.index: ring.region for ring in info.rings} == ways, f"{ways}", str(info.rings))
         bulks = {Direction.FRONT_TO_BACK: RegionIndex.F2B, Direction.BACK_TO_FRONT: RegionIndex.B2F}
         expect({bulk.index: bulk.region for bulk in info.bulks} == bulks, f"{bulks}", str(info.bulks))
-        expect(all(ring.slots.bit_count() == 1 for ring in info.rings), "powers of two of slots", str(info.rings))
+        expect(
+            all(
+                ring.slots.bit_count() == 1 and wire.RING_SLOTS_MIN <= ring.slots <= wire.RING_SLOTS_MAX
+                for ring in info.rings
+            ),
+            "a power of two from 16 to 65536 of slots",
+            str(info.rings),
+        )
 
 
 @case("BOOT-5", devices=2)
@@ -132,7 +152,7 @@ def case_device_record(target: Target) -> None:
 
 @case("REG-1")
 def case_regions(target: Target) -> None:
-    """Both regions are memfds of 4 KiB pages, at most 2 MiB together."""
+    """Both regions are memfds of 4 KiB pages, at most 4 MiB together."""
     with target.meet() as peer:
         for index in (RegionIndex.F2B, RegionIndex.B2F):
             fd = region_fd(peer, index)
@@ -141,7 +161,7 @@ def case_regions(target: Target) -> None:
             page = os.fstatvfs(fd).f_bsize
             expect(page == wire.PAGE_SIZE, f"pages of 4 KiB in {index.name}", str(page))
         total = sum(peer.info.region(index).size for index in (RegionIndex.F2B, RegionIndex.B2F))
-        expect(total <= wire.REGIONS_MAX_SIZE, "at most 2 MiB of regions", f"{total}")
+        expect(total <= wire.REGIONS_MAX_SIZE, "at most 4 MiB of regions", f"{total}")
 
 
 @case("REG-1", "REG-4")
@@ -153,13 +173,25 @@ def case_regions_zeroed(target: Target) -> None:
         f2b, b2f = peer.maps[RegionIndex.F2B], peer.maps[RegionIndex.B2F]
         expect(f2b[0:4] == wire.F2B_MAGIC.to_bytes(4, "little"), "the magic of f2b", f2b[0:4].hex())
         expect(b2f[0:4] == wire.B2F_MAGIC.to_bytes(4, "little"), "the magic of b2f", b2f[0:4].hex())
-        octets_zero(f2b, 4, len(f2b), "f2b")
+        epoch = FRONT["epoch"][0]
+        octets_zero(f2b, 4, epoch, "f2b")
+        octets_zero(f2b, epoch + 4, len(f2b), "f2b")
+        for region, words in ((f2b, FRONT), (b2f, BACK)):
+            at = words["epoch"][0]
+            expect(region[at : at + 4] == (1).to_bytes(4, "little"), "epoch 1", region[at : at + 4].hex())
+        expect(peer.info.epoch == 1, "epoch 1 in the boot-info block", str(peer.info.epoch))
         for ring in peer.info.rings:
-            octets_zero(peer.maps[ring.region], ring.offset, ring.offset + ring.slots * wire.SLOT_SIZE, ring.index.name)
+            octets_zero(peer.maps[ring.region], ring.offset, ring.offset + ring.slots * SLOT, f"ring {ring.index}")
         for bulk in peer.info.bulks:
-            octets_zero(peer.maps[bulk.region], bulk.offset, bulk.offset + bulk.size, bulk.index.name)
-        for line in (name for name in BACK if name.startswith("line")):
-            octets_zero(b2f, BACK[line][0], sum(BACK[line]), f"{line} of the back header")
+            octets_zero(peer.maps[bulk.region], bulk.offset, bulk.offset + bulk.size, f"bulk area {bulk.index}")
+        for begin, end in gaps(BACK, BACK_SIZE):
+            octets_zero(b2f, begin, end, "the back header")
+        for device in peer.info.devices:
+            octets_zero(b2f, device.state_offset + 8, device.state_offset + DEVICE_SIZE, "a device state")
+            for run in device.runs:
+                octets_zero(b2f, run.counters, run.counters + 8 * run.count, "the counters")
+                for at in (run.totals, run.pending, run.masks):
+                    octets_zero(b2f, at, at + 8 * -(-run.count // 64), "the words of the vectors")
 
 
 @case("REG-2")
@@ -228,7 +260,7 @@ def case_dma_sealed(target: Target) -> None:
     with target.meet(dma_bytes=DMA_SIZE) as peer:
         region = peer.info.region(RegionIndex.DMA)
         fd = region_fd(peer, RegionIndex.DMA)
-        expect(region.size >= DMA_SIZE and region.writable, f"{DMA_SIZE:#x} writable octets", str(region))
+        expect(region.size >= DMA_SIZE and region.writable == 1, f"{DMA_SIZE:#x} writable octets", str(region))
         expect(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & FIXED == FIXED, "DMA memory sealed against change of size", "not")
         refuses_resize(fd, region.size, "DMA memory")
         octets_zero(peer.maps[RegionIndex.DMA], 0, region.size, "DMA memory")

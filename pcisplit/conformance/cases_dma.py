@@ -2,10 +2,11 @@
 """Cases of ``spec/dma.md`` in which a device moves octets: QEMU's edu copies between its buffer and DMA memory."""
 
 from pcisplit import pci
-from pcisplit.bootinfo import DmaWindow
+from pcisplit.conformance.boot import Window
 from pcisplit.conformance.case import DEADLINE, case, expect
-from pcisplit.conformance.peer import Peer, until
+from pcisplit.conformance.peer import Peer
 from pcisplit.conformance.target import ALL_ON, EDU_DMA_BITS, Target
+from pcisplit.conformance.watch import until
 from pcisplit.wire import Op, RegionIndex
 
 SOURCE, DESTINATION, COUNT, COMMAND = 0x80, 0x88, 0x90, 0x98
@@ -20,7 +21,7 @@ def octets(seed: int, length: int = BUFFER_SIZE) -> bytes:
     return b"".join((seed * 0x9E3779B1 + n * 0x85EBCA6B & 0xFFFFFFFF).to_bytes(4, "little") for n in range(length // 4))
 
 
-def window(peer: Peer) -> DmaWindow:
+def window(peer: Peer) -> Window:
     return peer.info.windows[0]
 
 
@@ -60,7 +61,7 @@ def case_dma_copy(target: Target) -> None:
 @case("DMA-8", needs="edu dma")
 def case_dma_elsewhere(target: Target) -> None:
     """A session's window does not overlap that of the device's last session."""
-    last: DmaWindow | None = None
+    last: Window | None = None
     for _ in range(4):  # of the small windows of this kit there is room for many
         with target.dma_session() as peer:
             now = window(peer)

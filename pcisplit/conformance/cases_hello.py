@@ -3,7 +3,7 @@
 
 from pcisplit import wire
 from pcisplit.conformance.case import case, expect
-from pcisplit.conformance.octets import NAME_FIELD, Want, hello
+from pcisplit.conformance.meeting import NAME_FIELD, Want, bring_memory, hello, strange, want_grant
 from pcisplit.conformance.target import Target
 from pcisplit.wire import Error, Feature, VectorMode
 
@@ -17,7 +17,7 @@ def case_hello_magic(target: Target) -> None:
 
 @case("MEET-4")
 def case_hello_length(target: Target) -> None:
-    """Length field, device count and the message's own length agree, and are at most 4096."""
+    """Length field, number of records and the message's own length agree, and are at most 4096."""
     good = hello(target.want())
     for octets in (good[:1], good[:100], good[:-1], good + b"\0", good + bytes(96), good.ljust(wire.HELLO_MAX, b"\0")):
         target.refuses(octets, Error.MALFORMED_HELLO, f"{len(octets)} octets that say {len(good)}")
@@ -33,9 +33,9 @@ def case_hello_reserved(target: Target) -> None:
     for n in range(20):
         octets = hello(target.want(), reserved=bytes(n) + b"\1" + bytes(19 - n))
         target.refuses(octets, Error.MALFORMED_HELLO, f"octet {108 + n}")
-    for n in range(24):
-        want = target.want()._replace(reserved=bytes(n) + b"\1" + bytes(23 - n))
-        target.refuses(hello(want), Error.MALFORMED_HELLO, f"octet {128 + 72 + n}")
+    for n in range(16):
+        want = target.want()._replace(reserved=bytes(n) + b"\1" + bytes(15 - n))
+        target.refuses(hello(want), Error.MALFORMED_HELLO, f"octet {128 + 80 + n}")
 
 
 @case("MEET-4", "THR-2")
@@ -60,14 +60,12 @@ def case_hello_names(target: Target) -> None:
 
 
 @case("MEET-4", "THR-2")
-def case_hello_device_count(target: Target) -> None:
+def case_hello_record_count(target: Target) -> None:
     """A hello asks for at most 16 devices, and brings as many records as it says."""
     many = [Want(b"x%d" % n) for n in range(wire.MAX_DEVICES + 1)]
     target.refuses(hello(*many), Error.MALFORMED_HELLO, "17 devices")
-    for devices in (0, 2, wire.MAX_DEVICES, 0xFFFF):
-        target.refuses(
-            hello(target.want(), devices=devices), Error.MALFORMED_HELLO, f"one record for {devices} devices"
-        )
+    for records in (0, 2, wire.MAX_DEVICES, 0xFFFF):
+        target.refuses(hello(target.want(), records=records), Error.MALFORMED_HELLO, f"one record, said {records}")
 
 
 @case("MEET-4")
@@ -119,7 +117,7 @@ def case_features(target: Target) -> None:
         back = peer.info.features
     expect(not int(back) & ~int(wire.BUILT), "no feature that 1.0 does not build", f"{back:#x}")
     for offered in (Feature(0), Feature.RESET, Feature.EVENTS, Feature.BLOCK | Feature.RESET, wire.BUILT):
-        with target.meet(target.want()._replace(vectors=0), features=int(offered)) as peer:
+        with target.meet(target.want()._replace(msi=0), features=int(offered)) as peer:
             expect(peer.info.features == offered & back, f"{offered & back:#x} in force", f"{peer.info.features:#x}")
 
 
@@ -136,9 +134,36 @@ def case_required_feature(target: Target) -> None:
 @case("VER-6")
 def case_no_features(target: Target) -> None:
     """A front that uses no optional feature does everything by messages."""
-    with target.session(target.want()._replace(vectors=0), features=0) as peer:
+    with target.session(target.want()._replace(msi=0), features=0) as peer:
         expect(not peer.info.features, "no feature in force", f"{peer.info.features:#x}")
         peer.nop()
         peer.conf_read(0, 4)
         bar = peer.info.devices[0].bars[0]
         peer.bar_read(bar.index, 0, 4)
+
+
+@case("MEET-24", "MEET-4")
+def case_hello_records(target: Target) -> None:
+    """Records of unknown kinds are skipped by their length; lengths that do not fit are refused."""
+    stranger = strange(77, 24)
+    with target.meet(stranger, target.want()) as peer:
+        expect(len(peer.info.devices) == 1, "one device", str(len(peer.info.devices)))
+    longer = target.want()._replace(length=104).build() + bytes(8)
+    with target.meet(longer) as peer:
+        expect(len(peer.info.devices) == 1, "one device of a longer record", str(len(peer.info.devices)))
+    target.refuses(hello(target.want(), bring_memory(flags=1)), Error.MALFORMED_HELLO, "flags of a memory")
+    for length in (0, 4, 7, 88, 100, 104, 0xFFF8):
+        octets = hello(target.want()._replace(length=length))
+        target.refuses(octets, Error.MALFORMED_HELLO, f"a device record that says {length} octets")
+
+
+@case("MEET-24", "MEET-6")
+def case_wanted_grants(target: Target) -> None:
+    """Without the feature a wanted grant is ignored, or refused if it is required; memory of the front is refused."""
+    if not wire.BUILT & Feature.GRANTS:
+        with target.meet(target.want(), want_grant()) as peer:
+            expect(len(peer.info.devices) == 1, "a session without the grant", "none")
+        target.refuses(hello(target.want(), want_grant(flags=1)), Error.UNKNOWN_FEATURE, "a required grant")
+    target.refuses(hello(target.want(), bring_memory()), Error.UNKNOWN_FEATURE, "memory of the front")
+    target.refuses(hello(target.want(), want_grant(device=3)), Error.MALFORMED_HELLO, "a grant of no device")
+    target.refuses(hello(target.want(), *[want_grant()] * 65), Error.MALFORMED_HELLO, "65 wanted grants")

@@ -12,11 +12,12 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from pcisplit import wire
 from pcisplit.conformance.case import DEADLINE, Violation, case, expect
-from pcisplit.conformance.octets import U32, Answer, expect_all, hello
-from pcisplit.conformance.peer import FRONT, Peer, until
+from pcisplit.conformance.meeting import hello
+from pcisplit.conformance.octets import FRONT, FRONT_SIZE, Answer, expect_all, gaps
+from pcisplit.conformance.peer import Peer
 from pcisplit.conformance.target import Target
+from pcisplit.conformance.watch import until
 from pcisplit.wire import Direction, Error, Op, RegionIndex, RequestFlag, RingIndex, State
 
 POSTED_ERROR = {"width": 3, "flags": RequestFlag.POSTED}
@@ -41,14 +42,27 @@ def ending(peer: Peer) -> bool:
 
 @case("RING-3", "LIFE-5", "THR-3", "THR-2")
 def case_overrun(target: Target) -> None:
-    """A request index further ahead than the ring is long, or behind, ends the session with ring_overrun."""
+    """A prod further ahead than the ring is long, or of slots that are not there, ends the session with ring_overrun."""
     with witness(target):
-        for ahead in (1, 2, 1000, 0x7FFFFFFF, 0x80000000, U32 - 256):
+        for ahead in (1, 2, 255, 256, 257, 1000, 0x7FFFFFFF):
             with target.session(command=0) as peer:
-                slots = peer.ring(RingIndex.REQUEST).slots
-                peer.store("req_prod", peer.req_prod + slots + ahead)
+                peer.nop()
+                peer.store("req_prod", peer.req_prod + ahead)
                 peer.kick()
-                peer.ended(Error.RING_OVERRUN, by=f"an index {slots + ahead} ahead")
+                peer.ended(Error.RING_OVERRUN, by=f"an index {ahead} ahead")
+
+
+@case("RING-3", "THR-2")
+def case_index_behind(target: Target) -> None:
+    """An index behind what was taken announces nothing, and is no error."""
+    with target.session(command=0) as peer:
+        peer.nop()
+        for behind in (1, 255, 256, 257, 0x40000000):
+            peer.store("req_prod", peer.req_prod - behind)
+            peer.kick()
+            peer.quiet(0.02)
+        peer.store("req_prod", peer.req_prod)
+        peer.nop()
 
 
 @case("RING-3")
@@ -82,7 +96,7 @@ def case_impossible_evt_cons(target: Target) -> None:
                     peer.nop()
                     peer.hints()
                 peer.store("evt_cons", peer.evt_cons + lie)
-                fill(peer, [peer.slot(Op.BAR_WRITE, **POSTED_ERROR) for _ in range(2 * wire.EVENT_SLOTS)])
+                fill(peer, [peer.slot(Op.BAR_WRITE, **POSTED_ERROR) for _ in range(128)])
                 peer.ended(Error.RING_OVERRUN, by=f"evt_cons {lie} ahead of the truth")
 
 
@@ -100,12 +114,12 @@ def case_rewritten_slots(target: Target) -> None:
         for turn in range(200):
             first = [peer.slot(Op.NOP, id=n) for n in range(256)]
             other = [peer.slot(0x77, id=n) for n in range(256)]
+            begin = peer.req_prod
             peer.publish(*first)
-            peer.req_prod -= 256
             for _ in range(turn % 8):
-                peer.fill(*other)
-                peer.fill(*first)
-            peer.req_prod += 256
+                for slots in (other, first):
+                    for number, slot in enumerate(slots, begin):
+                        peer.write(number, slot)
             for number, answer in enumerate(peer.take(256)):
                 expect(answer.id == number and _one_of_both(answer), "an answer to one of two slots", str(answer))
 
@@ -154,7 +168,7 @@ def case_hole_in_f2b(target: Target) -> None:
     """No hole can be punched into f2b, nothing written by a system call, no mapping made, once the back is Connected."""
     with witness(target), target.session() as peer:
         f2b = peer.maps[RegionIndex.F2B]
-        fd = next(peer.fds[region.fd] for region in peer.info.regions if region.index is RegionIndex.F2B)
+        fd = next(peer.fds[region.fd] for region in peer.info.regions if region.index == RegionIndex.F2B)
         attempts: dict[str, Callable[[], object]] = {
             "punching a hole": lambda: f2b.madvise(mmap.MADV_REMOVE, mmap.PAGESIZE, mmap.PAGESIZE),
             "a write": lambda: os.pwrite(fd, b"x", mmap.PAGESIZE),
@@ -210,9 +224,8 @@ def case_header_garbage(target: Target) -> None:
     with target.session() as peer:
         f2b = peer.maps[RegionIndex.F2B]
         for _ in range(50):
-            for name in ("magic", "features", "line0", "line1", "line2", "line3"):
-                offset, size = FRONT[name]
-                f2b[offset : offset + size] = rng.randbytes(size)
+            for begin, end in [(0, 4), (8, 20), *gaps(FRONT, FRONT_SIZE)]:  # magic, features, epoch too
+                f2b[begin:end] = rng.randbytes(end - begin)
             peer.nop()
 
 
@@ -233,7 +246,7 @@ def case_front_hangs(target: Target) -> None:
     with target.session() as peer:
         for _ in range(2):
             peer.publish(*(peer.slot(Op.NOP) for _ in range(256)))
-            until(lambda: peer.back("rsp_prod") - peer.rsp_cons & U32 == 256, "a full response ring")
+            until(lambda: peer.count_answers() == 256, "a full response ring")
         with witness(target):
             peer.quiet(0.1)
         expect_all(peer.take(512), Error.SUCCESS)
@@ -268,7 +281,7 @@ def case_hello_flood(target: Target) -> None:
 def case_bulk_rewritten(target: Target) -> None:
     """Bulk-in rewritten while blocks are written from it: what arrives is what was there at some time."""
     with target.session() as peer:
-        area = next(bulk for bulk in peer.info.bulks if bulk.index is Direction.FRONT_TO_BACK)
+        area = next(bulk for bulk in peer.info.bulks if bulk.index == Direction.FRONT_TO_BACK)
         f2b, fields = peer.maps[RegionIndex.F2B], {"region": 0, "width": 8, "length": 4096}
         f2b[area.offset : area.offset + 4096] = b"\x11" * 4096
         for _ in range(50):

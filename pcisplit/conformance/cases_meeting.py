@@ -10,17 +10,18 @@ import time
 
 from pcisplit import wire
 from pcisplit.conformance.case import DEADLINE, NotRun, case, expect
-from pcisplit.conformance.octets import Want, hello
-from pcisplit.conformance.peer import Peer, until
+from pcisplit.conformance.meeting import Want, hello
+from pcisplit.conformance.peer import Peer
 from pcisplit.conformance.target import Target
-from pcisplit.errors import error_name
+from pcisplit.conformance.watch import until
+from pcisplit.proto.errors import error_name
 from pcisplit.wire import Error, State
 
 TIMEOUT = wire.HELLO_TIMEOUT_MS / 1000
 CONNECTIONS = 16
 
 
-def answered(target: Target) -> Error:
+def answered(target: Target) -> int:
     """What a hello for the case's device is answered with now."""
     with target.dial() as peer:
         with contextlib.suppress(BrokenPipeError):
@@ -96,7 +97,7 @@ def case_hello_for_all(target: Target) -> None:
     until(lambda: free(target) >= min(len(target.devices), wire.MAX_DEVICES), "every device free")
     with target.meet(everything=True) as peer:
         offered = {device.name: device.vectors for device in target.devices}
-        came = {device.name: len(device.vectors) for device in peer.info.devices}
+        came = {device.name: device.vectors for device in peer.info.devices}
         expect(all(offered.get(name, n) == n for name, n in came.items()), f"the vectors of {offered}", str(came))
         expect([device.index for device in peer.info.devices] == list(range(len(came))), "indices from 0", str(came))
         if len(came) < wire.MAX_DEVICES:
@@ -115,8 +116,8 @@ def case_hello_for_the_rest(target: Target) -> None:
 @case("MEET-17")
 def case_all_vectors(target: Target) -> None:
     """0xffff vectors are as many as the device has."""
-    with target.meet(target.want()._replace(vectors=wire.ALL_VECTORS)) as peer:
-        came = len(peer.info.devices[0].vectors)
+    with target.meet(target.want()._replace(msi=wire.AS_MANY)) as peer:
+        came = peer.info.devices[0].vectors
         expect(came == target.device.vectors, f"{target.device.vectors} vectors", str(came))
 
 
@@ -174,8 +175,12 @@ def case_sixteen_devices(target: Target) -> None:
 @case("MEET-17")
 def case_too_many_vectors(target: Target) -> None:
     """More vectors than the device has are refused."""
-    target.refuses(hello(target.want()._replace(vectors=0xFFFE)), Error.TOO_MANY_VECTORS, "65534 vectors")
-    target.refuses(hello(target.want()._replace(vectors=wire.MAX_VECTORS + 1)), Error.TOO_MANY_VECTORS, "65 vectors")
+    target.refuses(hello(target.want()._replace(msi=0xFFFE)), Error.TOO_MANY_VECTORS, "65534 vectors")
+    target.refuses(
+        hello(target.want()._replace(msi=wire.MAX_VECTORS + 1)),
+        Error.TOO_MANY_VECTORS,
+        f"{wire.MAX_VECTORS + 1} vectors",
+    )
 
 
 @case("MEET-16", needs="dma")
@@ -239,7 +244,7 @@ def case_too_many_connections(target: Target) -> None:
         target.refuses(hello(target.want()), Error.TOO_MANY_SESSIONS, "the 17th connection")
         peer.nop()
         silent.pop().close()
-        until(lambda: answered(target) is Error.DEVICE_TAKEN, "room for a connection when one has gone")
+        until(lambda: answered(target) == Error.DEVICE_TAKEN, "room for a connection when one has gone")
         expect(all(one.hear(TIMEOUT + 2).error == Error.TIMEOUT for one in silent), "timeout for the silent", "another")
         peer.nop()
 

@@ -4,12 +4,11 @@
 import os
 import select
 
-from pcisplit import wire
 from pcisplit.conformance.case import DEADLINE, NotRun, case, expect
 from pcisplit.conformance.octets import U32, expect_all, expect_error
-from pcisplit.conformance.peer import still, until
 from pcisplit.conformance.target import Target
-from pcisplit.wire import BarFlag, Direction, Error, EventKind, Feature, Op, RequestFlag, RingIndex
+from pcisplit.conformance.watch import still, until
+from pcisplit.wire import BarFlag, Direction, Error, EventKind, Feature, Op, RequestFlag, RingIndex, State
 
 
 @case("RING-7", "RING-8", "RING-30")
@@ -17,10 +16,12 @@ def case_nop(target: Target) -> None:
     """A nop is answered once, with success and its own op, id and device, and with nothing in the other fields."""
     with target.session() as peer:
         answer = peer.do(Op.NOP)
-        expect(answer[6:] == (0, 0, 0), "zero in value, detail and length", str(answer))
+        rest = (answer.value, answer.detail, answer.length)
+        expect(not any(rest), "zero in value, detail and length", str(rest))
         expect(answer.generation == peer.generations[0], f"generation {peer.generations[0]}", str(answer.generation))
         peer.quiet(0.05)
-        expect(peer.back("rsp_prod") == peer.rsp_cons, "one response", "another one")
+        expect(not peer.answered(), "one response", "another one")
+        expect(peer.back("rsp_prod") == peer.rsp_cons, f"{peer.rsp_cons} responses announced", "another number")
 
 
 @case("RING-8", "THR-2")
@@ -58,13 +59,14 @@ def case_no_room_for_responses(target: Target) -> None:
     """While the front takes no responses the back publishes no more than fit, and takes no request it cannot answer."""
     with target.session() as peer:
         room = peer.ring(RingIndex.RESPONSE).slots
-        done = peer.rsp_cons
         first, second = ([peer.slot(Op.NOP) for _ in range(room)] for _ in range(2))
         peer.publish(*first)
-        peer.wait(lambda: (peer.back("rsp_prod") - done) & U32 == room, f"{room} responses")
+        peer.wait(lambda: peer.count_answers() == room, f"{room} responses")
+        until(lambda: peer.back("req_cons") == peer.req_prod, "the slots of the requests given back")
+        before = peer.back("requests")
         peer.publish(*second)
         still(0.2, lambda: (peer.back("rsp_prod"), peer.back("req_cons")), "rsp_prod and req_cons of a full ring")
-        expect((peer.back("req_cons") - done) & U32 == room, f"{room} requests taken", str(peer.back("req_cons")))
+        expect(peer.back("requests") == before, f"{before} requests taken", str(peer.back("requests")))
         ids = [int.from_bytes(slot[4:8], "little") for slot in first + second]
         answers = peer.take(room) + peer.take(room)
         expect(
@@ -93,7 +95,7 @@ def case_kick_for_each_index(target: Target) -> None:
             peer.store("sleeping", 1)
             peer.publish(peer.slot(Op.NOP))
             expect(bool(select.select([bell], [], [], DEADLINE)[0]), "a kick with the response", "nothing")
-            until(lambda: peer.back("rsp_prod") != peer.rsp_cons, "a response behind the kick")
+            until(peer.answered, "a response behind the kick")
             peer.store("sleeping", 0)
             peer.take()
 
@@ -118,11 +120,76 @@ def case_late_kick(target: Target) -> None:
         peer.quiet(0.05)  # an idle back has fallen asleep, unless it never does
         slots = [peer.slot(Op.NOP) for _ in range(10)]
         peer.fill(*slots)
-        peer.req_prod = (peer.req_prod + len(slots)) & U32
         peer.store("req_prod", peer.req_prod)
         peer.quiet(0.05)
         peer.kick()
         expect_all(peer.take(len(slots)), Error.SUCCESS)
+
+
+@case("RING-16", "RING-10")
+def case_unannounced(target: Target) -> None:
+    """Slots are taken by their sequence, announced or not: an honest front may announce late."""
+    with target.session() as peer:
+        for size in (1, 5, 64):
+            slots = [peer.slot(Op.NOP) for _ in range(size)]
+            peer.fill(*slots)
+            peer.kick()
+            expect_all(peer.take(size), Error.SUCCESS)
+            peer.tell()
+        peer.nop()
+
+
+@case("RING-16")
+def case_other_sequences(target: Target) -> None:
+    """A slot with any sequence but the one that comes next is not there yet."""
+    with target.session() as peer:
+        peer.nop()
+        slots = peer.ring(RingIndex.REQUEST).slots
+        for wrong in (0, peer.req_prod, peer.req_prod + 2, peer.req_prod + 1 + slots, U32):
+            peer.write(peer.req_prod, peer.slot(Op.NOP), wrong)
+            peer.kick()
+            still(0.05, lambda: peer.back("requests"), "the requests taken")
+        peer.nop()
+
+
+@case("RING-15", "RING-17")
+def case_announced_in_the_end(target: Target) -> None:
+    """A back that comes to rest has announced what it published and given back what it took."""
+    with target.session() as peer:
+        for size in (1, 3, 200):
+            peer.ask_all([peer.slot(Op.NOP) for _ in range(size)])
+            until(lambda: peer.back("rsp_prod") == peer.rsp_cons, "responses announced")
+            until(lambda: peer.back("req_cons") == peer.req_prod, "requests given back")
+
+
+@case("RING-18")
+def case_states_are_kicked(target: Target) -> None:
+    """The back kicks after a change of its state word, also a front that does not say it sleeps."""
+    with target.meet() as peer:
+        bell = peer.fd(Direction.BACK_TO_FRONT)
+        while select.select([bell], [], [], 0)[0]:
+            os.read(bell, 65536)
+        peer.step(State.INITIALISING)
+        peer.step(State.INITIALISED)
+        expect(bool(select.select([bell], [], [], DEADLINE)[0]), "a kick with Connected", "nothing")
+        os.read(bell, 65536)
+        until(lambda: peer.back("state") == State.CONNECTED, "Connected")
+        peer.step(State.CONNECTED)
+        peer.step(State.CLOSING)
+        expect(bool(select.select([bell], [], [], DEADLINE)[0]), "a kick with Closing", "nothing")
+
+
+@case("RING-17", "RING-11")
+def case_given_back_to_a_sleeper(target: Target) -> None:
+    """A front that sleeps for room in the request ring is kicked when slots are given back, though nothing is answered."""
+    with target.session() as peer:
+        bar = peer.info.devices[0].bars[0].index
+        write = {"region": bar, "width": 3, "flags": RequestFlag.POSTED}  # refused, so harmless to any device
+        for _ in range(4):
+            slots = peer.ring(RingIndex.REQUEST).slots
+            peer.publish(*(peer.slot(Op.BAR_WRITE, **write) for _ in range(slots)))
+            peer.wait(lambda: peer.back("req_cons") == peer.req_prod, "the whole ring given back")
+        peer.nop()
 
 
 @case("REG-30", "BAR-11")
@@ -136,6 +203,7 @@ def case_events(target: Target) -> None:
             peer.publish(peer.slot(Op.BAR_WRITE, **wrong))
             peer.nop()
             expect(peer.device("posted_errors") == number, f"{number} posted errors", str(peer.device("posted_errors")))
+        until(lambda: peer.back("evt_prod") == peer.ring(RingIndex.EVENT).slots, "as many events as fit, announced")
         written, dropped = peer.back("evt_prod"), peer.back("events_dropped")
         slots = peer.ring(RingIndex.EVENT).slots
         expect(written == slots, f"the {slots} events that fit while none is taken", str(written))
@@ -151,11 +219,12 @@ def case_events_again(target: Target) -> None:
     """When the front has taken its events there is room for new ones."""
     with target.session() as peer:
         wrong = {"region": 5, "width": 3, "flags": RequestFlag.POSTED}
-        for _ in range(3 * wire.EVENT_SLOTS):
+        count = 3 * peer.ring(RingIndex.EVENT).slots
+        for _ in range(count):
             peer.publish(peer.slot(Op.BAR_WRITE, **wrong))
             peer.nop()
             peer.hints()
-        expect(peer.back("evt_prod") == 3 * wire.EVENT_SLOTS, "an event for each error", str(peer.back("evt_prod")))
+        until(lambda: peer.back("evt_prod") == count, f"{count} events for {count} errors")
         expect(
             peer.back("events_dropped") == 0, "no event dropped while all are taken", str(peer.back("events_dropped"))
         )

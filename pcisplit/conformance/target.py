@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 from pcisplit import pci, wire
 from pcisplit.conformance.case import DEADLINE, Case, NotRun, expect
-from pcisplit.conformance.octets import Want, hello
+from pcisplit.conformance.meeting import Want, hello
 from pcisplit.conformance.peer import Peer, Refused
-from pcisplit.errors import error_name
+from pcisplit.proto.errors import error_name
 from pcisplit.wire import BarFlag, DeviceFlag, Error, Op
 
 MEM = pci.COMMAND_MEM
@@ -112,7 +112,7 @@ class Target:
         chosen = device or self.device
         return Want(chosen.name.encode(), chosen.vectors)
 
-    def meet(self, *wants: Want, everything: bool = False, **fields: Any) -> Peer:
+    def meet(self, *wants: Want | bytes, everything: bool = False, **fields: Any) -> Peer:
         """A session that has met and is not connected. The teardown of a session whose front died is waited for."""
         octets = hello(**fields) if everything else hello(*(wants or (self.want(),)), **fields)
         deadline = time.monotonic() + DEADLINE
@@ -130,7 +130,7 @@ class Target:
                 raise
 
     @contextlib.contextmanager
-    def session(self, *wants: Want, command: int = ALL_ON, **fields: Any) -> Iterator[Peer]:
+    def session(self, *wants: Want | bytes, command: int = ALL_ON, **fields: Any) -> Iterator[Peer]:
         """A connected session on the case's device (or `wants`), with `command` in the COMMAND register of each."""
         with self.meet(*wants, **fields) as peer:
             peer.connect()
@@ -185,7 +185,7 @@ class Target:
 
     def _probe(self, name: str) -> Offered:
         """Meet once and look."""
-        with self.session(Want(name.encode(), wire.ALL_VECTORS), command=0) as peer:
+        with self.session(Want(name.encode(), wire.AS_MANY), command=0) as peer:
             device = peer.info.devices[0]
             slots = [peer.slot(Op.CONF_READ, offset=at, width=4) for at in range(0, pci.CONFIG_SIZE, 4)]
             config = b"".join((answer.value & 0xFFFFFFFF).to_bytes(4, "little") for answer in peer.ask_all(slots))
@@ -199,7 +199,7 @@ class Target:
         traits |= {"scratch"} if model.scratch else set()
         if "dma" not in self.traits and self._gives_dma(name):
             self.traits |= {"dma"}
-        return Offered(name, frozenset(traits), len(device.vectors), model)
+        return Offered(name, frozenset(traits), device.vectors, model)
 
     def _gives_dma(self, name: str) -> bool:
         try:
