@@ -16,7 +16,7 @@ import crowd
 import sessions
 from backend import HERE, Backend, BenchError, Thread, on_cpus
 from machine import Machine, describe, two_cpus
-from peers import CFront, Timing, Tools, open_python, run_python
+from peers import CFront, Timing, Tools, open_python, run_python, run_python_many
 from report import Floor, Result, as_json, show
 
 from pcisplit import front
@@ -30,7 +30,10 @@ TURNS = 1_000_000  #: that a spinning front spins, 20 ms or more
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spec:
-    """A row: what is timed, against which floor, how much of it is allowed. No target: printed, not judged."""
+    """A row: what is timed, against which floor, how much of it is allowed. No target: printed, not judged.
+
+    `above`: another row; the target is what that one took in this run and so many ns more. `bound`: a floor, see BOUNDS.
+    """
 
     row: str
     name: str
@@ -38,28 +41,45 @@ class Spec:
     count: int
     group: int
     target: float | None = None
+    goal: float | None = None
     floor: str = "P"
+    bound: str = ""
+    above: tuple[str, float] | None = None
 
 
-BAR_READ, CONFIG_READ, BAR_WRITE, POSTED_8, POSTED_ONCE, FLIGHT, WINDOW, OWNER_READ, PYTHON = range(9)
+BAR_READ, CONFIG_READ, BAR_WRITE, POSTED, POSTED_MANY, POSTED_EACH, FLIGHT, WINDOW, PACKED, OWNER_READ = range(10)
+PYTHON, PYTHON_MANY = 10, 11  #: not in rows.c
 
 SPINNING = (
-    Spec("1", "BAR read, C", BAR_READ, 20000, 64, 2.0),
-    Spec("", "BAR write, answered, C", BAR_WRITE, 20000, 64),
-    Spec("2", "config read from the table, C", CONFIG_READ, 20000, 64, 2.0),
-    Spec("3", "BAR read, Python", PYTHON, 10000, 64, 5.0),
-    Spec("4", "posted write, C, 64 and a read", POSTED_8, 64000, 640, 1 / 6),
-    Spec("", "  published once, not every 8", POSTED_ONCE, 64000, 640),
-    Spec("5", "BAR read, C, 16 in flight", FLIGHT, 32000, 320, 1 / 2.5),
-    Spec("", "  a new one for each answer", WINDOW, 32000, 320),
+    Spec("1", "BAR read, C", BAR_READ, 20000, 64, 1.7, 1.4, bound="slot"),
+    Spec("", "BAR write, answered, C", BAR_WRITE, 20000, 64, bound="slot"),
+    Spec("2", "config read from the table, C", CONFIG_READ, 20000, 64, 1.8, 1.4, bound="slot"),
+    Spec("3", "BAR read, Python", PYTHON, 10000, 64, goal=2.5, bound="slot", above=("1", 200.0)),
+    Spec("4", "posted write, C, 64 and a read", POSTED, 64000, 640, 1 / 7, 1 / 10, bound="batch"),
+    Spec("", "  by post_many", POSTED_MANY, 64000, 640, bound="batch"),
+    Spec("", "  each published, not packed", POSTED_EACH, 64000, 640),
+    Spec("5", "BAR read, C, 16 in flight", FLIGHT, 32000, 320, 0.6, 0.4, bound="slots"),
+    Spec("", "  a new one for each answer", WINDOW, 32000, 320, bound="slots"),
+    Spec("5b", "16 BAR reads packed, C", PACKED, 32000, 320, 1 / 6, 1 / 8, bound="packed"),
+    Spec("10", "read_many of 64, Python", PYTHON_MANY, 64000, 640, 1 / 3, 1 / 5, bound="many"),
 )
-ASLEEP = (Spec("8", "BAR read, C, both asleep", BAR_READ, 1000, 10, 1.3, "E"),)
+ASLEEP = (Spec("8", "BAR read, C, both asleep", BAR_READ, 1000, 10, 1.2, 1.0, floor="E"),)
 
 FLOORS = {
     "P": ("line", 50000, 64, "cache-line ping-pong, two CPUs, both spin"),
     "E": ("eventfd", 1000, 10, "eventfd ping-pong, two CPUs, both sleep"),
     "S": ("socket", 5000, 16, "UNIX socket echo of 64 octets, two CPUs, both spin"),
 }
+
+#: What rows would cost with no protocol: see floor.c.
+BOUNDS = {
+    "slot": ("slot", 50000, 64, "bound of rows 1 to 3: a slot there and one back, nothing done"),
+    "batch": ("batch", 64000, 640, "bound of row 4: the slots of 64 writes and a read, one back, / 64"),
+    "slots": ("slots", 64000, 320, "bound of row 5: 16 slots there, 16 back, / 16"),
+    "packed": ("packed", 64000, 320, "bound of row 5b: 16 reads in packs, / 16"),
+    "many": ("many", 64000, 640, "bound of row 10: 64 reads in packs, / 64"),
+}
+ALL = {**FLOORS, **BOUNDS}
 
 
 class Bench:
@@ -68,7 +88,7 @@ class Bench:
     def __init__(self, tools: Tools, cpus: tuple[int, int] | None, scale: float, rows: frozenset[str]) -> None:
         self.tools, self.cpus, self.scale, self.rows = tools, cpus, scale, rows
         self.results: list[Result] = []
-        self.floors: dict[str, list[float]] = {name: [] for name in FLOORS}
+        self.floors: dict[str, list[float]] = {name: [] for name in ALL}
 
     def wants(self, row: str) -> bool:
         """Whether a row was asked for: by its name, by its number without the letter, or as one of all."""
@@ -83,9 +103,9 @@ class Bench:
         return found
 
     def floor(self, name: str) -> float:
-        """Measure a floor now."""
+        """Measure a floor or a bound now."""
         assert self.cpus is not None
-        kind, count, group, _ = FLOORS[name]
+        kind, count, group, _ = ALL[name]
         op = self.tools.floor(kind, self.cpus, self._count(count, group), group).op
         self.floors[name].append(op)
         return op
@@ -105,12 +125,25 @@ class Bench:
             backend.wait_asleep()
             after = self.floor(spec.floor)
             steady = abs(after - before) <= MOVED * min(before, after)
-        self.results.append(_summary(spec, runs, (before, after), attempts, steady))
+        bound = self.floor(spec.bound) if spec.bound else 0.0
+        result = _summary(spec, runs, (before, after), attempts, steady)
+        self.results.append(dataclasses.replace(self._with_target(spec, result), bound=bound))
+
+    def _with_target(self, spec: Spec, result: Result) -> Result:
+        """A target that hangs on another row, if that was measured in this run."""
+        if spec.above is None:
+            return result
+        row, more = spec.above
+        rule = f"row {row} + {more:g} ns"
+        for other in self.results:
+            if other.row == row and not other.skipped:
+                return dataclasses.replace(result, rule=rule, target=other.ratio + more / result.floor_mean)
+        return dataclasses.replace(result, rule=rule)
 
     # -- the rows ---------------------------------------------------------------------------------------------
 
     def spinning(self) -> None:
-        """Rows 1 to 5: both sides spin; then row 9 on the same backend."""
+        """Rows 1 to 5 and 10: both sides spin; then row 9 on the same backend."""
         specs = self._wanted(SPINNING)
         if not specs and not self.wants("9"):
             return
@@ -124,8 +157,7 @@ class Bench:
                     session.set_spin(TURNS)
                     open_python(session)
                     for spec in specs:
-                        run = self._python(session) if spec.which == PYTHON else self._c(c, spec.which)
-                        self.measure(spec, run, backend)
+                        self.measure(spec, self._python(session, spec.which) or self._c(c, spec.which), backend)
             if self.wants("9"):
                 self._idle(backend, ran_before)
 
@@ -177,8 +209,9 @@ class Bench:
         return lambda count, group: c.run(which, count, group)
 
     @staticmethod
-    def _python(session: front.Session) -> Callable[[int, int], Timing]:
-        return lambda count, group: run_python(session, count, group)
+    def _python(session: front.Session, which: int) -> Callable[[int, int], Timing] | None:
+        timed = {PYTHON: run_python, PYTHON_MANY: run_python_many}.get(which)
+        return (lambda count, group: timed(session, count, group)) if timed else None
 
     def _skip(self, specs: Sequence[Spec]) -> None:
         self._skip_rows((spec.row, spec.name) for spec in specs if spec.row)
@@ -212,6 +245,7 @@ def _summary(spec: Spec, runs: Sequence[Timing], floors: tuple[float, float], at
         name=spec.name,
         floor=spec.floor,
         target=spec.target,
+        goal=spec.goal,
         median=ns,
         least=min(ops),
         most=max(ops),
@@ -241,7 +275,7 @@ def run(quick: bool, rows: frozenset[str], show_progress: Callable[[str], None])
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "json_only", is_flag=True, help="Print one JSON object.")
 @click.option("--quick", is_flag=True, help="A look in a few seconds; for tests, not for quoting.")
-@click.option("--rows", default="", metavar="ROW,ROW", help="Only these, for example 1,8,11b; 11 is all of 11a to 11d.")
+@click.option("--rows", default="", metavar="ROW,ROW", help="Only these, for example 1,5b,11; 11 is all of 11a to 11d.")
 @click.option("--save", is_flag=True, help="Write bench/last.json too.")
 def main(json_only: bool, quick: bool, rows: str, save: bool) -> None:
     """Time each row of the table against the floor of this machine, measured before and after it."""
@@ -252,7 +286,7 @@ def main(json_only: bool, quick: bool, rows: str, save: bool) -> None:
         raise click.ClickException(str(problem)) from None
     if not bench.results:
         raise click.ClickException(f"there is no row {rows}; see bench/README.md")
-    floors = [Floor(name, FLOORS[name][3], values) for name, values in bench.floors.items() if values]
+    floors = [Floor(name, ALL[name][3], values) for name, values in bench.floors.items() if values]
     text = as_json(machine, floors, bench.results)
     if save:
         (HERE / "last.json").write_text(text + "\n")

@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: MIT
 // The floor of this machine: what two processes on two CPUs need for one exchange, with no protocol at all.
 //
-//   floor line|eventfd|socket CPU CPU COUNT GROUP      prints "op mean p50 p99", nanoseconds for there and back
+//   floor KIND CPU CPU COUNT GROUP      prints "op mean p50 p99", nanoseconds for there and back
 //
 // line: one cache line each way, both spin. eventfd: one each way, both sleep. socket: UNIX SEQPACKET, 64 octets each
 // way (a slot), both spin.
+//
+// The others are bounds: what rows would cost if both sides did nothing but move their slots: 64 octets each, published by a
+// sequence in the last word, asked for ahead as the ring does. Nothing is counted, checked or decoded.
+//   slot    one there and one back        (rows 1 to 3)
+//   slots   16 there, each answered, / 16 (row 5)
+//   packed  16 reads in packs, / 16       (row 5b)
+//   many    64 reads in packs, / 64       (row 10)
+//   batch   64 writes in packs and a read, one slot back, / 64 (row 4)
 
 #include "timing.h"
+
+#include "pcisplit_ring.h" /* the size of slots and packs, and the hints */
 
 #include <errno.h>
 #include <sched.h>
@@ -20,14 +30,24 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define SLOTS 64 /* a power of two */
+
 struct lines {
     uint32_t there __attribute__((aligned(256)));
     uint32_t back __attribute__((aligned(256)));
+    uint64_t slots[2][SLOTS][PCISPLIT_SLOT_WORDS] __attribute__((aligned(4096))); /* there, back */
+};
+
+/* One exchange of a bound: slots there, how many of the last of them are answered, operations that it carries. */
+struct exchange {
+    unsigned slots, answers, parts;
 };
 
 struct ends {
     struct lines *lines;
     int there, back;
+    struct exchange exchange;
+    uint32_t given, taken; /* slots, of this side */
 };
 
 // ---- one function a side and kind: `serve` answers once, `ask` is there and back -----------------------------------------
@@ -105,13 +125,66 @@ static int socket_serve(void *context, uint64_t turn)
     return socket_take(e->back) || socket_give(e->back);
 }
 
+static void slot_give(struct ends *e, int way, uint64_t content)
+{
+    volatile uint64_t *slot = e->lines->slots[way][e->given++ % SLOTS];
+    for (unsigned i = 0; i < PCISPLIT_SLOT_WORDS - 1; i++)
+        slot[i] = content;
+    __atomic_store_n(&slot[PCISPLIT_SLOT_WORDS - 1], (uint64_t)e->given << 32, __ATOMIC_RELEASE);
+    pcisplit_want_to_write(e->lines->slots[way][(e->given + PCISPLIT_AHEAD - 1) % SLOTS]);
+}
+
+static uint64_t slot_take(struct ends *e, int way)
+{
+    volatile uint64_t *slot = e->lines->slots[way][e->taken++ % SLOTS];
+    uint64_t content = 0;
+    while (__atomic_load_n(&slot[PCISPLIT_SLOT_WORDS - 1], __ATOMIC_ACQUIRE) != (uint64_t)e->taken << 32)
+        pcisplit_pause();
+    for (unsigned i = 0; i < PCISPLIT_SLOT_WORDS - 1; i++)
+        content |= slot[i];
+    pcisplit_want(e->lines->slots[way][(e->taken + PCISPLIT_AHEAD - 1) % SLOTS]);
+    return content;
+}
+
+static int slots_ask(void *context, uint64_t turn)
+{
+    struct ends *e = context;
+    uint64_t wrong = 0;
+    for (unsigned i = 0; i < e->exchange.slots; i++)
+        slot_give(e, 0, turn);
+    for (unsigned i = 0; i < e->exchange.answers; i++)
+        wrong |= slot_take(e, 1) ^ turn;
+    return wrong != 0;
+}
+
+static int slots_serve(void *context, uint64_t turn)
+{
+    struct ends *e = context;
+    (void)turn;
+    for (unsigned i = 1; i <= e->exchange.slots; i++) {
+        uint64_t content = slot_take(e, 0);
+        if (i + e->exchange.answers > e->exchange.slots)
+            slot_give(e, 1, content);
+    }
+    return 0;
+}
+
+#define READ_PACKS(n) (((n) + PCISPLIT_PACK_READS - 1) / PCISPLIT_PACK_READS)
+#define WRITE_PACKS(n) (((n) + PCISPLIT_PACK_WRITES - 1) / PCISPLIT_PACK_WRITES)
+
 static const struct kind {
     const char *name;
     timed ask, serve;
+    struct exchange exchange;
 } kinds[] = {
-    {"line", line_ask, line_serve},
-    {"eventfd", eventfd_ask, eventfd_serve},
-    {"socket", socket_ask, socket_serve},
+    {"line", line_ask, line_serve, {1, 1, 1}},
+    {"eventfd", eventfd_ask, eventfd_serve, {1, 1, 1}},
+    {"socket", socket_ask, socket_serve, {1, 1, 1}},
+    {"slot", slots_ask, slots_serve, {1, 1, 1}},
+    {"slots", slots_ask, slots_serve, {16, 16, 16}},
+    {"packed", slots_ask, slots_serve, {READ_PACKS(16), READ_PACKS(16), 16}},
+    {"many", slots_ask, slots_serve, {READ_PACKS(64), READ_PACKS(64), 64}},
+    {"batch", slots_ask, slots_serve, {WRITE_PACKS(64) + 1, 1, 64}},
 };
 
 // ---- -------------------------------------------------------------------------------------------------------------------------
@@ -152,15 +225,17 @@ int main(int argc, char **argv)
 {
     const struct kind *kind = NULL;
     struct timing timing;
-    struct ends ends;
+    struct ends ends = {0};
 
     for (unsigned i = 0; argc == 6 && i < sizeof kinds / sizeof kinds[0]; i++)
         if (!strcmp(argv[1], kinds[i].name))
             kind = &kinds[i];
     if (!kind) {
-        fprintf(stderr, "usage: floor line|eventfd|socket CPU CPU COUNT GROUP\n");
+        fprintf(stderr, "usage: floor KIND CPU CPU COUNT GROUP; kinds are in floor.c\n");
         return 2;
     }
+    ends.exchange = kind->exchange;
+    unsigned parts = kind->exchange.parts, group = (unsigned)atoi(argv[5]) / parts;
     if (open_ends(kind, &ends))
         return fail("floor");
     pid_t parent = getpid();
@@ -177,11 +252,12 @@ int main(int argc, char **argv)
     }
     if (pin(atoi(argv[3])))
         return fail("sched_setaffinity");
-    int error = timing_run(kind->ask, &ends, (unsigned)atoi(argv[4]), (unsigned)atoi(argv[5]), &timing);
+    int error = timing_run(kind->ask, &ends, (unsigned)atoi(argv[4]) / parts, group ? group : 1, &timing);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     if (error)
         return fail(kind->name);
-    printf("%.2f %.2f %.2f %.2f\n", timing.op, timing.mean, timing.p50, timing.p99);
+    printf("%.2f %.2f %.2f %.2f\n", timing.op / parts, timing.mean / parts, timing.p50 / parts,
+           timing.p99 / parts);
     return 0;
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Who takes part beside the backend: the floor program, and the frontend in C (rows.c) or Python."""
 
+import array
 import ctypes
 import dataclasses
 import os
@@ -16,10 +17,10 @@ from backend import DEADLINE, HERE, BenchError
 from machine import PACKAGE
 
 from pcisplit import wire
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import error_name
 from pcisplit.front import Session
-from pcisplit.messages import Hello, Need, parse_reply_untrusted
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import error_name
+from pcisplit.proto.meeting import Hello, Need, parse_reply_untrusted
 from pcisplit.wire import Direction, RegionIndex
 
 FLAGS = ("-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror")
@@ -55,7 +56,7 @@ class Tools:
         self.floor_path, rows_path = folder / "floor", folder / "rows.so"
         sources = sorted((PACKAGE / "front").glob("pcifront*.c"))
         includes = [f"-I{PACKAGE / 'ring'}", f"-I{PACKAGE / 'front'}"]
-        _compile(compiler, "-o", self.floor_path, HERE / "floor.c")
+        _compile(compiler, *includes, "-o", self.floor_path, HERE / "floor.c")
         _compile(compiler, "-shared", "-fPIC", *includes, "-o", rows_path, HERE / "rows.c", *sources)
         self.rows = ctypes.CDLL(str(rows_path))
         self.rows.rows_open.restype = ctypes.c_void_p
@@ -65,7 +66,7 @@ class Tools:
         self.rows.rows_burn()
 
     def floor(self, kind: str, cpus: tuple[int, int], count: int, group: int) -> Timing:
-        """``line``, ``eventfd`` or ``socket`` between two CPUs; the median of three runs."""
+        """A kind of floor.c between two CPUs; the median of three runs."""
         command = [str(self.floor_path), kind, *map(str, (*cpus, count, group))]
         runs = []
         for _ in range(3):
@@ -212,3 +213,30 @@ def run_python(session: Session, count: int, group: int) -> Timing:
     single.sort()
     total = (last - begin) / (len(groups) * group)
     return Timing(statistics.median(groups) / group, total, single[count // 2], single[count - count // 100 - 1])
+
+
+def run_python_many(session: Session, count: int, group: int) -> Timing:
+    """Time ``bar.read_many`` of all registers at once; per read."""
+    bar = session.acquire("ram1").bar(0)
+    read, now = bar.read_many, time.perf_counter_ns
+    offsets = array.array("I", range(0, REGISTERS * STEP, STEP))
+    expected = array.array("Q", (0xA5000000 | register for register in range(REGISTERS)))
+    turns, turns_a_group = max(count // REGISTERS, 1), max(group // REGISTERS, 1)
+    single, groups = [], []
+    for _ in range(turns):
+        start = now()
+        values = read(offsets)
+        single.append((now() - start) / REGISTERS)
+        if values != expected:
+            raise BenchError("row 10: a wrong value came back")
+    begin = last = now()
+    for _ in range(turns // turns_a_group):
+        for _ in range(turns_a_group):
+            read(offsets)
+        end = now()
+        groups.append(end - last)
+        last = end
+    single.sort()
+    part = turns_a_group * REGISTERS
+    total = (last - begin) / (len(groups) * part)
+    return Timing(statistics.median(groups) / part, total, single[turns // 2], single[turns - turns // 100 - 1])
