@@ -198,6 +198,8 @@ def tool() -> Callable[[str], str]:
         "spin": "spin",
         "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
         "riscv64-linux-gnu-gcc": "gcc-riscv64-linux-gnu",
+        "qemu-aarch64": "qemu-user",
+        "qemu-riscv64": "qemu-user",
         "gcc": "gcc",
         "g++": "g++",
     }

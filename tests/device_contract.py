@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pcisplit import pci
 from pcisplit.back.devices.device import Area, AreaKind, Device, Function
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import BarFlag, Error, ResetMethod, VectorType
 
 IOVA, SIZE = 0x400000, 1 << 21  # of the DMA memory; below edu's 28 bits

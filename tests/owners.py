@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from pcisplit import pci
 from pcisplit.front.device import RemoteDevice
-from pcisplit.messages import Request, Response
+from pcisplit.proto.slots import Request, Response
 from tests.pair import Pair
 
 DEADLINE = 20.0

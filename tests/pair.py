@@ -19,8 +19,8 @@ from pcisplit.back.host.dma import IOVA_FIRST, create_memory, round_size
 from pcisplit.back.teardown import Teardown
 from pcisplit.back.worker.assemble import DeviceOrder, SessionOrder
 from pcisplit.back.worker.session import WorkerSession
-from pcisplit.bootinfo import parse_boot_info_untrusted
 from pcisplit.front import Session
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
 from pcisplit.wire import ResetMethod, VectorType
 
 
@@ -79,7 +79,9 @@ class Pair:
         )
         size = round_size(dma)
         order = SessionOrder(1, wire.BUILT, wire.MINOR, orders, size, IOVA_FIRST, spin)
-        made = resources.create([device.vectors for device in orders], create_memory(size)[0] if size else -1)
+        made = resources.create(
+            [device.vectors for device in orders], order.layout, create_memory(size)[0] if size else -1
+        )
         self.back = WorkerSession(order, made, [device.acquire() for device in devices])
         self._threads: list[threading.Thread] = []
         self.teardown: Teardown | None = None

@@ -17,8 +17,8 @@ from pcisplit.back.devices.models.ram import RamModel
 from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.back.log import LINES_PER_SECOND, LimitedLog, escape
 from pcisplit.back.worker.owner import Quota
-from pcisplit.errors import AccessError, DeviceError, SessionGone
-from pcisplit.messages import Request, Response
+from pcisplit.proto.errors import AccessError, DeviceError, SessionGone
+from pcisplit.proto.slots import Request, Response
 from pcisplit.ring.region import create_region
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import Error, Op, ResetMethod, State
@@ -347,7 +347,9 @@ def test_a_session_that_cannot_be_opened_leaves_nothing(monkeypatch: pytest.Monk
 
     device = Recorder()
     order = SessionOrder(1, Feature(0), 0, (DeviceOrder("dev0", 1),), 1 << 20, IOVA_FIRST)
-    back = module.WorkerSession(order, resources.create([1], create_memory(1 << 20)[0]), [device.acquire()])
+    back = module.WorkerSession(
+        order, resources.create([1], order.layout, create_memory(1 << 20)[0]), [device.acquire()]
+    )
     monkeypatch.setattr(mmap if "." in failing else module, failing.rpartition(".")[2], fail)
     with pytest.raises(OSError, match="no more of that"):
         back.open()

@@ -24,7 +24,9 @@ def serve(*args: str) -> str:
     return " ".join(done.output.split())
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["list"], ["dump"], ["stats"], ["detach"], ["attach"]])
+@pytest.mark.parametrize(
+    "command", [[], ["serve"], ["demo"], ["list"], ["dump"], ["stats"], ["detach"], ["attach"], ["decode"]]
+)
 def test_help_has_examples(command: list[str]) -> None:
     done = CliRunner().invoke(main, [*command, "--help"])
     assert done.exit_code == 0

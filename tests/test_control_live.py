@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pcisplit import pci
-from pcisplit.errors import AccessError, MeetingRefused, SessionGone
 from pcisplit.front import Session
+from pcisplit.proto.errors import AccessError, MeetingRefused, SessionGone
 from pcisplit.wire import Error
 from tests.conftest import Backend
 

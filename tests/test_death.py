@@ -19,7 +19,7 @@ from typing import NoReturn
 import pytest
 
 from pcisplit.demo.edu_driver import BUFFER, Edu
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 from tests.lab.check import wait_until
 from tests.lab.serving import Serving, Usage, alive, tree
 

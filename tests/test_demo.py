@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pcisplit.demo.edu_driver import BUFFER_SIZE, DMA_BITS, RAISED_BY_FACTORIAL, Edu
-from pcisplit.errors import AccessTimeout
 from pcisplit.front import Session
-from pcisplit.messages import Request
+from pcisplit.proto.errors import AccessTimeout
+from pcisplit.proto.slots import Request
 from tests.conftest import DEADLINE, Backend
 
 STEPS = [

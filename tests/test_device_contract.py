@@ -13,7 +13,7 @@ from pcisplit.back.devices import quiet
 from pcisplit.back.devices.device import Device, Function
 from pcisplit.back.devices.models import DumpModel, make_model
 from pcisplit.back.devices.models.ram import R_INTERRUPT
-from pcisplit.errors import DeviceError
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod, VectorType
 from tests.device_contract import check_device, code
 

@@ -15,9 +15,9 @@ from pcisplit.back.devices.device import IovaRange
 from pcisplit.back.devices.models.iommu import SoftwareIommu
 from pcisplit.back.host.dma import IOVA_ALIGN, IOVA_FIRST, create_memory, place, round_size
 from pcisplit.back.host.windows import host_pci_windows
-from pcisplit.bootinfo import DmaWindow
-from pcisplit.errors import AccessError, DeviceError
 from pcisplit.front.dma import DmaBuffer, DmaPool
+from pcisplit.proto.bootinfo import DmaWindow
+from pcisplit.proto.errors import AccessError, DeviceError
 from pcisplit.wire import Error
 
 ranges = st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)).map(lambda pair: IovaRange(min(pair), max(pair)))

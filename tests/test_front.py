@@ -13,11 +13,11 @@ import pytest
 
 from pcisplit import pci
 from pcisplit.back.devices.device import Interrupts
-from pcisplit.errors import AccessError, AccessTimeout, BusyError
 from pcisplit.front import Session
-from pcisplit.messages import Need
-from pcisplit.rules import Rule, rule_name
+from pcisplit.proto.errors import AccessError, AccessTimeout, BusyError
+from pcisplit.proto.meeting import Need
 from pcisplit.wire import Error
+from pcisplit.wire.rules import Rule, rule_name
 from tests.conftest import Backend
 from tests.pair import Pair, Recorder
 
@@ -86,7 +86,7 @@ def test_blocks_of_any_length(session: Session, width: int) -> None:
 def test_many_reads_in_flight(session: Session) -> None:
     memory = session.acquire("ram0").bar(0)
     memory.write_block(0, b"".join(n.to_bytes(4, "little") for n in range(200)))
-    assert memory.read_many(range(0, 800, 4)) == list(range(200))
+    assert list(memory.read_many(range(0, 800, 4))) == list(range(200))
 
 
 def test_posted_errors_are_counted_before_the_next_answer(session: Session) -> None:

@@ -19,9 +19,9 @@ import pytest
 
 from pcisplit import wire
 from pcisplit._core import ffi
-from pcisplit.errors import AccessError, BusyError, MeetingRefused, SessionGone
 from pcisplit.front import Session, connect
-from pcisplit.messages import Need, Reply, parse_hello_untrusted
+from pcisplit.proto.errors import AccessError, BusyError, MeetingRefused, SessionGone
+from pcisplit.proto.meeting import Need, Reply, parse_hello_untrusted
 from pcisplit.ring.region import LATE_F2B_SEALS
 from pcisplit.wire import Error
 from tests.conftest import Backend

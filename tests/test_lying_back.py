@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from pcisplit import wire
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import AccessError, RemoteProtocolError, SessionGone
-from pcisplit.messages import Hello, Need, Request, Response
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import AccessError, AccessTimeout, RemoteProtocolError, SessionGone
+from pcisplit.proto.meeting import Hello, Need
+from pcisplit.proto.slots import Request, Response
+from pcisplit.proto.vectors import BOOT
 from pcisplit.ring.region import create_region
-from pcisplit.vectors import BOOT
 from pcisplit.wire import Direction, Error, Op, RecordKind, State
 from tests.liar import RSP_PROD, Liar
 from tests.offsets import offset_of
@@ -46,13 +47,23 @@ def test_an_answer_of_another_generation_is_not_believed(liar: Liar) -> None:
 
 
 @pytest.mark.clause("THR-8", "RING-3")
-@pytest.mark.parametrize("prod", [257, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("prod", [1, 256, 257, 0x7FFFFFFF])
 def test_an_index_that_jumps_ends_the_session(liar: Liar, prod: int) -> None:
     with liar.connect() as session:
         liar.words.store(RSP_PROD, prod)
         with pytest.raises((SessionGone, AccessError)) as ended:
             session.acquire("dev0").nop()
         assert not isinstance(ended.value, AccessError) or ended.value.code is Error.GONE
+
+
+@pytest.mark.clause("RING-3", "RING-16")
+@pytest.mark.parametrize("prod", [0, 0x80000000, 0xFFFFFFFF])
+def test_an_index_that_is_behind_is_no_error(liar: Liar, prod: int) -> None:
+    """What is taken by its sequence may be announced later."""
+    with liar.connect() as session:
+        liar.words.store(RSP_PROD, prod)
+        with pytest.raises(AccessTimeout):
+            session.acquire("dev0").nop()
 
 
 @pytest.mark.clause("REG-5")
@@ -75,8 +86,8 @@ def test_regions_of_another_size_are_refused(liar: Liar) -> None:
 def test_records_of_an_unknown_kind_are_skipped(liar: Liar) -> None:
     record = (0x7777).to_bytes(2, "little") + (128).to_bytes(2, "little") + b"\xaa" * 124
     head = bytearray(liar.boot_info[:64])
-    records = int.from_bytes(head[12:16], "little") + 1
-    head[8:12], head[12:16] = (64 + 128 * records).to_bytes(4, "little"), records.to_bytes(4, "little")
+    length, records = int.from_bytes(head[8:12], "little") + 128, int.from_bytes(head[12:16], "little") + 1
+    head[8:12], head[12:16] = length.to_bytes(4, "little"), records.to_bytes(4, "little")
     liar.boot_info = bytes(head) + record + liar.boot_info[64:]
     with liar.connect() as session:  # Python's parser and C's
         assert session.devices == ("dev0",)
@@ -108,7 +119,7 @@ def test_the_front_keeps_to_the_response_slots(liar: Liar) -> None:
 def test_truth_is_the_counter_not_the_events(liar: Liar) -> None:
     with liar.connect() as session:
         device = session.info.devices[0]
-        counter = device.vectors[0].counter_offset
+        counter = device.vectors[0].counters
         liar.b2f[counter : counter + 8] = (41).to_bytes(8, "little")
         irq = session.acquire("dev0").irq(0)
         assert irq.wait(1.0) == 41  # no event came
@@ -142,3 +153,17 @@ def test_a_boot_info_without_a_doorbell_is_refused() -> None:
         parse_boot_info_untrusted(block)
     assert BOOT.doorbells[0].index is Direction.FRONT_TO_BACK
     assert RecordKind.DOORBELL in wire.BOOT_RECORDS
+
+
+@pytest.mark.clause("RING-15")
+def test_what_is_left_behind_is_announced_by_polling(liar: Liar) -> None:
+    """Also when many empty polls came before it: a back that fell asleep meanwhile would never hear of it."""
+    with liar.connect() as session:
+        for empty in (0, 3, 20, 100):
+            before = liar.requests_announced()
+            for _ in range(empty):
+                session._handle.poll()
+            session.acquire("dev0").bar(0).post(0, 4, 1, publish=False)
+            for _ in range(16):
+                session._handle.poll()
+            assert liar.requests_announced() == before + 1

@@ -17,8 +17,8 @@ from pcisplit.back.devices.models.ram import RamModel
 from pcisplit.back.policy import compile as policy
 from pcisplit.back.policy.header import FIELDS, Field, Rule
 from pcisplit.back.worker.owner import Owner
-from pcisplit.errors import AccessError, DeviceError
-from pcisplit.messages import Request, Response
+from pcisplit.proto.errors import AccessError, DeviceError
+from pcisplit.proto.slots import Request, Response
 from pcisplit.ring.words import Words, mmio_read
 from pcisplit.wire import BACK_HEADER, DeviceState, Error, Op
 from tests.offsets import offset_of

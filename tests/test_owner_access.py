@@ -14,10 +14,11 @@ from pcisplit.back.devices.device import Area, AreaKind
 from pcisplit.back.devices.models.base import bar
 from pcisplit.back.devices.models.ram import MSIX_TABLE, RamModel
 from pcisplit.back.policy.header import Rule
-from pcisplit.errors import AccessError, DeviceError
-from pcisplit.messages import Request
+from pcisplit.proto.errors import AccessError, DeviceError
+from pcisplit.proto.layout import BULK_SIZE
+from pcisplit.proto.slots import Request
 from pcisplit.ring.region import create_region
-from pcisplit.wire import BULK_SIZE, Error, Op
+from pcisplit.wire import Error, Op
 from tests.owners import DEADLINE, answers_to, device_of, until
 from tests.pair import Pair, Recorder
 

@@ -6,8 +6,8 @@ import pytest
 from pcisplit import wire
 from pcisplit.back.devices.models.ram import RamModel
 from pcisplit.back.supervisor.registry import NOBODY, SESSIONS_PER_UID, Entry, Peer, Registry, mebibytes
-from pcisplit.errors import RemoteProtocolError
-from pcisplit.messages import Hello, Need
+from pcisplit.proto.errors import RemoteProtocolError
+from pcisplit.proto.meeting import Hello, Need
 from pcisplit.wire import Error, Feature, VectorMode
 
 ROOT, ALICE, BOB = Peer(1, 0, 0), Peer(2, 1000, 1000), Peer(3, 1001, 100)
@@ -115,7 +115,7 @@ def test_asking_for_everything() -> None:
     registry.claim(wants("c"), ROOT, 1)
     entries, needs = registry.claim(wants(), ROOT, 2)
     assert [e.name for e in entries] == ["a"]
-    assert needs == (Need("a", wire.ALL_VECTORS),)
+    assert needs == (Need("a", wire.AS_MANY),)
     assert refusal(registry, wants(), ROOT)[0] is Error.DEVICE_TAKEN
     assert refusal(registry, wants(), BOB)[0] is Error.UNKNOWN_DEVICE
 

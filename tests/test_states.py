@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from pcisplit.states import TRANSITIONS, Role, front_step_untrusted, may_step
+from pcisplit.proto.states import TRANSITIONS, Role, front_step_untrusted, may_step
 from pcisplit.wire import State
 
 

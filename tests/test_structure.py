@@ -27,8 +27,8 @@ from pcisplit.back.supervisor.meeting import Meetings
 from pcisplit.back.supervisor.registry import Entry, Registry
 from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.uids import WorkerUids
-from pcisplit.errors import DeviceError, SessionGone
-from pcisplit.messages import Hello, Need
+from pcisplit.proto.errors import DeviceError, SessionGone
+from pcisplit.proto.meeting import Hello, Need
 from pcisplit.wire import Error
 from tests.conftest import DEADLINE, Backend, children
 

@@ -16,8 +16,8 @@ from pcisplit.back.devices.vfio.describe import AreaPlan, BarPlan, Description, 
 from pcisplit.back.devices.vfio.layout import plan_areas
 from pcisplit.back.devices.vfio.mapper import map_by_child
 from pcisplit.back.devices.vfio.resets import KernelResets, deduce_methods
-from pcisplit.errors import DeviceError
 from pcisplit.pci import Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import BarFlag, ResetMethod
 
 PAGE = 4096

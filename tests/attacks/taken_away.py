@@ -13,11 +13,12 @@ import sys
 import time
 
 from pcisplit import pci
-from pcisplit.messages import Request, Response
+from pcisplit.proto.layout import BULK_SIZE
+from pcisplit.proto.slots import Request, Response
 from pcisplit.ring import region
 from pcisplit.ring.words import Words
-from pcisplit.wire import BULK_SIZE, PAGE_SIZE, Op, State
-from tests.offsets import offset_of
+from pcisplit.wire import PAGE_SIZE, Op, State
+from tests.offsets import offset_of, published
 
 region.F2B_SEALS = 0  # before the back imports it: the stand-in
 
@@ -40,7 +41,7 @@ class RawFront:
     def publish(self, *requests: Request) -> None:
         for request in requests:
             at = PAGE_SIZE + 64 * self.published
-            self.memory[at : at + 64] = request.to_bytes()
+            self.memory[at : at + 64] = published(request.to_bytes(), self.published)
             self.published += 1
         self.words.store(offset_of("req_prod"), self.published)
         self.kick()

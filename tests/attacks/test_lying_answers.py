@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcisplit.errors import AccessError, AccessTimeout, BusyError, PcisplitError
+from pcisplit import wire
 from pcisplit.front.slots import pack, unpack_untrusted
-from pcisplit.messages import Event, Request, Response
+from pcisplit.proto.errors import AccessError, AccessTimeout, BusyError, PcisplitError
+from pcisplit.proto.slots import Event, Request, Response
 from pcisplit.wire import Error, Op
 from tests.liar import Liar
 
@@ -43,8 +44,8 @@ def test_an_error_that_is_not_of_the_table(liar: Liar, number: int) -> None:
 def test_an_octet_that_is_not_zero_loses_no_other_answer(liar: Liar) -> None:
     with liar.connect() as session, session.trace() as crossed:
         idents = session._handle.submit([Request(Op.BAR_READ, width=4, offset=4 * n) for n in range(8)])
-        answers = [Response(Op.BAR_READ, ident, 0, 1, value=100 + ident).to_bytes() for ident in idents]
-        answers[3] = answers[3][:-1] + b"\x01"
+        answers = [Response(Op.BAR_READ, ident, 0, 1, value=100 + n).to_bytes() for n, ident in enumerate(idents)]
+        answers[3] = answers[3][:50] + b"\x01" + answers[3][51:]
         liar.answer(0, *answers)
         got = session._handle.poll()
         assert [answer.id for answer in got] == idents
@@ -61,44 +62,78 @@ def test_answers_that_come_before_an_impossible_index_are_not_lost(liar: Liar) -
         assert session._handle.poll_or_wait()[0].id == ident
 
 
-@pytest.mark.clause("RING-9")
+def asked(liar: Liar, number: int) -> int:
+    """The id of request slot `number`."""
+    at = wire.PAGE_SIZE + wire.SLOT_SIZE * number
+    return int.from_bytes(liar.f2b[at + 4 : at + 8], "little")
+
+
+def pack_of(liar: Liar, number: int, values: tuple[int, ...]) -> Response:
+    """The answer to the pack of reads in request slot `number`."""
+    return Response(Op.BAR_READS, asked(liar, number), 0, 1, values=values, done=len(values))
+
+
+@pytest.mark.clause("RING-9", "BAR-43")
 def test_late_answers_of_many_reads_are_dropped_and_counted(liar: Liar) -> None:
     """What was given up after a timeout does not come back as an answer of the next call, nor does it fill the table."""
     with liar.connect() as session:
         memory = session.acquire("dev0").bar(0)
-        number = 0
-        for _ in range(3):
+        for number in range(3):
             with pytest.raises(AccessTimeout):
                 memory.read_many(range(0, 40, 4))
-            late = [Response(Op.BAR_READ, ident, 0, 1, value=0xBAD) for ident in range(number, number + 10)]
-            liar.answer(number, *late)
-            number += 10
-        good = [Response(Op.BAR_READ, ident, 0, 1, value=5) for ident in range(number, number + 10)]
-        liar.answer(number, *good)
-        assert memory.read_many(range(0, 40, 4)) == [5] * 10
-        assert session.statistics == {"late": 30, "strange": 0, "stale": 0}
+            liar.answer(number, pack_of(liar, number, (0xBAD,) * 10))
+        assert len({asked(liar, number) for number in range(3)}) == 3
+        session._handle.poll()
+        assert session.statistics == {"late": 3, "strange": 0, "stale": 0}
+
+
+@pytest.mark.clause("THR-32", "BAR-43")
+@pytest.mark.parametrize("done, count", [(3, 4), (0, 1), (11, 10), (0xFFFFFFFF, 10)])
+def test_a_pack_that_is_answered_with_too_few_values(liar: Liar, done: int, count: int) -> None:
+    with liar.connect(timeout=1.0) as session:
+        octets = bytearray(Response(Op.BAR_READS, 0, 0, 1, values=(7,) * 10).to_bytes())
+        octets[56:60] = done.to_bytes(4, "little")
+        liar.answer(0, bytes(octets))
+        with pytest.raises(AccessError) as lie:
+            session.acquire("dev0").bar(0).read_many(range(0, 4 * count, 4))
+        assert lie.value.code is Error.OP_FAILED
+
+
+@pytest.mark.clause("THR-32")
+@pytest.mark.parametrize("wrong", [{"op": Op.NOP}, {"device": 1}])
+def test_an_answer_to_another_request_than_its_id_says(liar: Liar, wrong: dict[str, int]) -> None:
+    with liar.connect(timeout=1.0) as session:
+        liar.answer(0, Response(**{"op": Op.BAR_READ, "generation": 1, **wrong}))  # type: ignore[arg-type]
+        with pytest.raises(AccessError) as lie:
+            session.acquire("dev0").bar(0).read32(0)
+        assert lie.value.code is Error.OP_FAILED
+        assert session.statistics["strange"] == 1
 
 
 @pytest.mark.clause("RING-5")
-def test_more_reads_than_the_table_holds_leave_nothing_behind(liar: Liar) -> None:
+def test_a_table_full_of_requests_is_waited_for(liar: Liar) -> None:
     with liar.connect() as session:
-        with pytest.raises(AccessError) as full:
+        idents = session._handle.submit([Request(Op.NOP)] * 256)
+        with pytest.raises(AccessTimeout):
             session.acquire("dev0").bar(0).read_many(range(0, 4 * 257, 4))
-        assert full.value.code is Error.BUSY
-        liar.words.store(0x40, 256)  # all taken
-        liar.answer(0, *[Response(Op.BAR_READ, ident, 0, 1) for ident in range(256)])
-        assert session._handle.poll() == []
-        assert session.statistics["late"] == 256
+        liar.answer(0, *[Response(Op.NOP, ident, 0, 1) for ident in idents])
+        came: list[Response] = []
+        while len(came) < 256:
+            came += session._handle.poll_or_wait()
+        assert [response.id for response in came] == idents
+        assert session.statistics == {"late": 0, "strange": 0, "stale": 0}
 
 
-def test_answers_of_somebody_else_are_counted(liar: Liar) -> None:
+def test_answers_of_somebody_else_are_kept(liar: Liar) -> None:
     """Requests that were submitted beside ``read_many`` are answered meanwhile."""
     with liar.connect() as session:
-        session._handle.submit([Request(Op.NOP)])
-        answers = [Response(Op.NOP, 0, 0, 1)] + [Response(Op.BAR_READ, ident, 0, 1, value=ident) for ident in (1, 2)]
-        liar.answer(0, *answers)
-        assert session.acquire("dev0").bar(0).read_many([0, 4]) == [1, 2]
-        assert session.statistics["late"] == 1
+        (mine,) = session._handle.submit([Request(Op.NOP)])
+        place, serial = 1, 1
+        liar.answer(
+            0, Response(Op.NOP, mine, 0, 1), Response(Op.BAR_READS, place | serial << 8, 0, 1, values=(1, 2), done=2)
+        )
+        assert list(session.acquire("dev0").bar(0).read_many([0, 4])) == [1, 2]
+        assert [response.id for response in session._handle.poll()] == [mine]
 
 
 SLOTS = st.binary(min_size=64, max_size=64)
@@ -121,8 +156,8 @@ def test_any_octets_end_as_a_value_or_an_error(tails: list[bytes], ours: bool) -
 
 
 @given(SLOTS)
-def test_slots_by_struct_are_slots_by_the_wire(octets: bytes) -> None:
-    """The quick codec against construct, reserved octets aside, for what construct accepts."""
+def test_slots_as_a_front_shows_them_are_slots_of_the_wire(octets: bytes) -> None:
+    """The quick codec against the strict one, reserved octets aside."""
     for kind in (Request, Response, Event):
         slot = unpack_untrusted(kind, octets[:2] + b"\0\0" + octets[4:] if kind is Event else octets)
         assert kind.from_bytes_untrusted(slot.to_bytes()) == slot

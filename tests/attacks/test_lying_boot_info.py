@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcisplit import wire
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import PcisplitError, RemoteProtocolError
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import PcisplitError, RemoteProtocolError
+from pcisplit.proto.vectors import BOOT
 from pcisplit.ring.region import B2F_SEALS, F2B_SEALS, check_seals, create_region
-from pcisplit.vectors import BOOT
 from pcisplit.wire import RegionIndex
 from tests.liar import B2F, F2B, Liar
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pcisplit import wire
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import AccessTimeout, PcisplitError, RemoteProtocolError, SessionGone
 from pcisplit.front import Session
-from pcisplit.messages import Response
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import AccessTimeout, PcisplitError, RemoteProtocolError, SessionGone
+from pcisplit.proto.slots import Response
 from pcisplit.wire import Op, VectorMode
 from tests.liar import DMA, KICK, RUNG, Liar
 from tests.offsets import offset_of
@@ -134,19 +134,9 @@ def test_an_eventfd_that_is_full_and_blocks(liar: Liar) -> None:
     os.eventfd_read(liar.fds[KICK])
     os.eventfd_write(liar.fds[KICK], 0xFFFFFFFFFFFFFFFE)
     make_blocking(liar.fds[KICK])
-    liar.words.store(wire_offset("sleeping"), 1)
+    liar.words.store(offset_of("sleeping", wire.BACK_HEADER), 1)
     assert isinstance(within_the_limit(session.acquire("dev0").nop), AccessTimeout)
     assert within_the_limit(session.close) is None
-
-
-def wire_offset(field: str) -> int:
-    """Of a field of the back's header."""
-    at = 0
-    for sub in wire.BACK_HEADER.subcons:
-        if sub.name == field:
-            return at
-        at += sub.sizeof()
-    raise ValueError(field)
 
 
 @contextlib.contextmanager

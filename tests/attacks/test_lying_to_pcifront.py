@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-FRONT = ROOT / "pcisplit" / "front"
-SOURCES = [FRONT / name for name in ("pcifront.c", "pcifront_attach.c", "pcifront_device.c")]
+from tests.machines import FRONT, INCLUDE, ROOT
+
 #: Where each clause is proved: a case of the program, and what it is about.
 CASES = [
     pytest.param("full_ring", id="a ring that empties while the front decides what to wait for"),
@@ -17,6 +16,10 @@ CASES = [
     pytest.param("relative_deadline", id="a deadline that counts from the first wait"),
     pytest.param("odd_responses", marks=pytest.mark.clause("THR-32"), id="errors and octets out of the table"),
     pytest.param("addresses", marks=pytest.mark.clause("THR-30"), id="an address of the back's choice"),
+    pytest.param("announcements", marks=pytest.mark.clause("RING-15"), id="what was put off is told in time"),
+    pytest.param("slots_given_back", marks=pytest.mark.clause("RING-17"), id="slots are given back in time"),
+    pytest.param("packs", marks=pytest.mark.clause("BAR-40", "BAR-41"), id="posts travel in packs, in order"),
+    pytest.param("packed_reads", marks=pytest.mark.clause("BAR-43"), id="fewer values than were asked for"),
     pytest.param("wrong_writer", marks=pytest.mark.clause("THR-31"), id="a region that the wrong side may write"),
 ]
 
@@ -25,9 +28,8 @@ CASES = [
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("front") / "front_test"
     flags = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    include = [f"-I{ROOT}/pcisplit/ring", f"-I{FRONT}"]
-    sources = [ROOT / "tests" / "c" / "front_test.c", *SOURCES]
-    subprocess.run(["gcc", *flags, *include, *map(str, sources), "-o", str(target)], check=True)
+    sources = [ROOT / "tests" / "c" / "front_test.c", *FRONT]
+    subprocess.run(["gcc", *flags, *INCLUDE, *map(str, sources), "-o", str(target)], check=True)
     return target
 
 

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from pcisplit.bootinfo import parse_boot_info_untrusted
-from pcisplit.errors import SessionGone
 from pcisplit.front import Session
-from pcisplit.messages import Hello, Need, parse_reply_untrusted
+from pcisplit.proto.bootinfo import parse_boot_info_untrusted
+from pcisplit.proto.errors import SessionGone
+from pcisplit.proto.meeting import Hello, Need, parse_reply_untrusted
 from pcisplit.wire import MAX_FDS
 from tests.conftest import Backend
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pcisplit.errors import PcisplitError
+from pcisplit.proto.errors import PcisplitError
 from tests.conftest import Backend
 from tests.lab.serving import Serving, alive, tree
 

@@ -75,8 +75,10 @@ static size_t tender(const char *path, const int *fds, uint64_t *block, size_t m
     ssize_t length = read(file, block, most);
     CHECK(length > (ssize_t)sizeof(struct pcisplit_boot_info));
     struct pcisplit_boot_info *info = (void *)block;
+    uint8_t *at = (uint8_t *)(info + 1);
     for (uint32_t i = 0; i < info->records; i++) {
-        struct pcisplit_boot_region *r = (void *)((uint8_t *)block + sizeof *info + i * PCISPLIT_BOOT_RECORD_SIZE);
+        struct pcisplit_boot_region *r = (void *)at;
+        at += r->length;
         if (r->kind == PCISPLIT_RECORD_REGION)
             r->address = (uint64_t)(uintptr_t)map(fds[r->index], r->writable);
     }
@@ -105,7 +107,7 @@ static void flight(unsigned device)
         request.device = (uint16_t)device;
         request.width = 4;
         request.offset = 4 * n;
-        CHECK(pcifront_submit(&f, &request) == 0);
+        CHECK(pcifront_submit(&f, &request, n != 63) == 0); // one kick for all
     }
     while (answers < 64) {
         int came = pcifront_poll(&f, &response);

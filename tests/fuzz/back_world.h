@@ -9,16 +9,13 @@
 #include "hooks.h"
 #include "script.h"
 #include "serve.h"
+#include "layout.h" /* of the regions; made by harness.py */
 
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #define PAGE PCISPLIT_PAGE_SIZE
-enum { REQUESTS_AT = PAGE, BULK_IN_AT = REQUESTS_AT + PCISPLIT_REQUEST_SLOTS * PCISPLIT_SLOT_SIZE,
-       F2B_SIZE = BULK_IN_AT + PCISPLIT_BULK_SIZE };
-enum { STATES_AT = PAGE, RESPONSES_AT = 2 * PAGE, EVENTS_AT = RESPONSES_AT + PCISPLIT_RESPONSE_SLOTS * PCISPLIT_SLOT_SIZE,
-       BULK_OUT_AT = EVENTS_AT + PCISPLIT_EVENT_SLOTS * PCISPLIT_SLOT_SIZE, B2F_SIZE = BULK_OUT_AT + PCISPLIT_BULK_SIZE };
 enum { BUSY, OWNED, GONE, DEVICES };        // what the devices are like
 enum { VECTORS = 2, MEMORY = 2 * PAGE, NARROW = 16, PORTS = 32, CONFIG = 256, RULES = 40 };
 #define HUGE_BAR (1ull << 32)
@@ -44,9 +41,9 @@ static struct {
     int honest;                // it has kept every rule of the rings so far
     int cut;                   // it has taken f2b away
     int in_step, draining;
-    uint32_t prod, rsp_cons, evt_cons; // the honest front's indices
+    uint32_t prod, rsp_cons, evt_cons; // the honest front's indices; of `prod` not all may be announced
     uint32_t generation[DEVICES];
-    uint64_t wanted[PCISPLIT_REQUEST_SLOTS * 4]; // by id: 1 + id while an answer is due
+    uint64_t wanted[REQUEST_SLOTS * 4]; // by id: 1 + id while an answer is due
     uint32_t next_id, due;
 } run;
 
@@ -89,15 +86,16 @@ static void owner_runs(struct pcs_device *d, int error, uint64_t value, uint32_t
     struct pcs_owner *owner = &d->owner;
     const struct pcisplit_request *r = &owner->request.request;
 
-    for (int why; (why = pcs_owner_wait(d, 0)) != PCS_OWNER_TIMEOUT;) {
-        if (why == PCS_OWNER_EVENT)
+    for (int why; (why = pcs_owner_wait(d, 0)) != PCS_WAKE_TIMEOUT;) {
+        if (why == PCS_WAKE_EVENT)
             pcs_owner_take_events(d);
-        if (why != PCS_OWNER_REQUEST)
+        if (why != PCS_WAKE_REQUEST)
             continue;
         int python = 1; // has something to do
         while (python && patient && !owner->work.error && owner->work.piece > owner->work.done) {
             MUST(owner->work.piece <= owner->work.length && owner->work.length <= PCISPLIT_BLOCK_MAX);
-            python = pcs_access_went(d, owner->work.piece);
+            python = r->op == PCISPLIT_OP_BAR_WRITES && error ? pcs_access_failed(d, error, 2)
+                                                              : pcs_access_went(d, owner->work.piece);
         }
         if (!python)
             continue;
@@ -197,6 +195,8 @@ QUIET static struct pcs_device *make_device(unsigned index)
         area(d, 5, PAGE - NARROW, PAGE, PCS_AREA_MAPPED, 4, run.narrow, -1);
     }
     d->vectors = VECTORS;
+    d->vector = calloc(VECTORS, sizeof *d->vector);
+    MUST(d->vector);
     for (unsigned v = 0; v < VECTORS; v++) {
         d->vector[v].fd = host.vector_fd[index][v];
         atomic_store(&d->vector[v].enabled, (int)(v + 1 != VECTORS));
@@ -206,19 +206,20 @@ QUIET static struct pcs_device *make_device(unsigned index)
 
 QUIET static void begin(void)
 {
-    static const uint64_t offsets[] = {REQUESTS_AT, RESPONSES_AT, EVENTS_AT, BULK_IN_AT, BULK_OUT_AT};
+    static const struct pcs_places places = {REQUESTS_AT, REQUEST_SLOTS, RESPONSES_AT, RESPONSE_SLOTS, EVENTS_AT,
+                                             EVENT_SLOTS, BULK_IN_AT,    BULK_OUT_AT,  BULK_SIZE};
 
     memset(&run, 0, sizeof run);
     run.honest = 1;
     run.b2f = aligned_alloc(PAGE, B2F_SIZE);
     MUST(run.b2f);
-    memset(host.f2b, 0, REQUESTS_AT);
-    memset(run.b2f, 0, RESPONSES_AT);
-    run.s = pcs_serve_new(host.f2b_back, run.b2f, offsets, host.kick_fd, host.bell_fd);
+    memset(host.f2b, 0, BULK_IN_AT);
+    memset(run.b2f, 0, BULK_OUT_AT);
+    run.s = pcs_serve_new(host.f2b_back, run.b2f, &places, host.kick_fd, host.bell_fd);
     MUST(run.s);
     for (unsigned i = 0; i < DEVICES; i++) {
         run.device[i] = make_device(i);
-        MUST(pcs_serve_add(run.s, run.device[i], STATES_AT + i * 1024) == 0);
+        MUST(pcs_serve_add(run.s, run.device[i], states_at[i], (const struct pcs_run *)&runs[i]) == 0);
         run.device[i]->state->state = i == GONE ? PCISPLIT_DEVICE_GONE : PCISPLIT_DEVICE_ACQUIRED;
         run.generation[i] = run.device[i]->state->generation = 1;
     }
@@ -227,7 +228,7 @@ QUIET static void begin(void)
     run.racing = how & 1;
     run.s->spin_ns = how & 2 ? (how & 0x10 ? 20000 : 1000) : 0;
     run.s->features = how & 4 ? 0 : PCISPLIT_FEATURE_BLOCK | PCISPLIT_FEATURE_EVENTS | PCISPLIT_FEATURE_MSI_RELAYED |
-                                        PCISPLIT_FEATURE_RESET;
+                                        PCISPLIT_FEATURE_RESET | PCISPLIT_FEATURE_PACKED;
 }
 
 QUIET static void check_devices(void)

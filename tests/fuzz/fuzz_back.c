@@ -22,7 +22,7 @@ static struct pcisplit_front_header *front(void)
 
 static struct pcisplit_slot *slot(uint32_t index)
 {
-    return (struct pcisplit_slot *)(void *)(host.f2b + REQUESTS_AT) + index % PCISPLIT_REQUEST_SLOTS;
+    return (struct pcisplit_slot *)(void *)(host.f2b + REQUESTS_AT) + index % REQUEST_SLOTS;
 }
 
 static uint64_t *due(uint32_t id)
@@ -30,12 +30,32 @@ static uint64_t *due(uint32_t id)
     return &run.wanted[id % (sizeof run.wanted / sizeof *run.wanted)];
 }
 
+// A pack whose elements lie about `start`.
+static void fill_pack(union pcs_slot *made, uint64_t start, unsigned step)
+{
+    unsigned count = take8() % (PCISPLIT_PACK_READS + 2);
+
+    if (made->request.op == PCISPLIT_OP_BAR_WRITES) {
+        made->request.flags = PCISPLIT_FLAG_POSTED;
+        made->writes.count = count;
+        for (unsigned i = 0; i < 2 * PCISPLIT_PACK_WRITES && i < 2 * count; i += 2) {
+            made->writes.element[i] = (uint32_t)(start + i / 2 * step);
+            made->writes.element[i + 1] = take8();
+        }
+    } else {
+        made->reads.count = count;
+        for (unsigned i = 0; i < PCISPLIT_PACK_READS && i < count; i++)
+            made->reads.element[i] = (uint32_t)(start + i * step);
+    }
+}
+
 // A request of a plausible shape: most get past the first checks, so that the later ones are reached.
 static void fill_request(union pcs_slot *made)
 {
     static const uint8_t ops[] = {PCISPLIT_OP_CONF_READ, PCISPLIT_OP_CONF_WRITE, PCISPLIT_OP_NOP, PCISPLIT_OP_BAR_READ,
                                   PCISPLIT_OP_BAR_WRITE, PCISPLIT_OP_BAR_READ_BLOCK, PCISPLIT_OP_BAR_WRITE_BLOCK,
-                                  PCISPLIT_OP_RESET, PCISPLIT_OP_ENABLE_MSI, PCISPLIT_OP_DISABLE_MSI};
+                                  PCISPLIT_OP_RESET, PCISPLIT_OP_ENABLE_MSI, PCISPLIT_OP_DISABLE_MSI,
+                                  PCISPLIT_OP_BAR_READS, PCISPLIT_OP_BAR_WRITES};
     static const uint64_t starts[] = {0, MEMORY - 8, MEMORY, MEMORY + 0x800, 3 * PAGE + 0x100, HUGE_BAR - PAGE, PAGE - NARROW, 0x80};
     struct pcisplit_request *r = &made->request;
     uint8_t op = take8(), where = take8();
@@ -51,13 +71,18 @@ static void fill_request(union pcs_slot *made)
     case PCISPLIT_OP_NOP:
     case PCISPLIT_OP_RESET: r->width = 0; return;
     case PCISPLIT_OP_ENABLE_MSI:
-    case PCISPLIT_OP_DISABLE_MSI: r->width = 0; r->count = take8(); return;
+    case PCISPLIT_OP_DISABLE_MSI: r->width = 0; made->irq.count = take8(); return;
     case PCISPLIT_OP_CONF_READ: r->offset = take8(); return;
     case PCISPLIT_OP_CONF_WRITE: r->offset = take8(); r->value = take_number(); return;
     default: break;
     }
     uint8_t place = take8();
     r->region = place & 7;
+    if (r->op == PCISPLIT_OP_BAR_READS || r->op == PCISPLIT_OP_BAR_WRITES) {
+        uint64_t start = starts[place >> 3 & 7] + take_number();
+        fill_pack(made, where & 0x40 ? start & ~7ull : start, place & 0x80 ? 0x400 : r->width);
+        return;
+    }
     r->offset = starts[place >> 3 & 7] + take_number();
     if (where & 0x40)
         r->offset &= ~7ull;
@@ -68,7 +93,7 @@ static void fill_request(union pcs_slot *made)
         r->length = (uint32_t)take_number();
         r->bulk = (uint32_t)take_number();
         if (where & 0x10)
-            r->bulk = PCISPLIT_BULK_SIZE - r->length + take8(); // about the end of the area
+            r->bulk = BULK_SIZE - r->length + take8(); // about the end of the area
         if (where & 0x20)
             r->length &= ~7u, r->bulk &= ~7u;
     }
@@ -77,7 +102,25 @@ static void fill_request(union pcs_slot *made)
 static int ring_is_full(void)
 {
     const struct pcisplit_back_header *back = (const void *)run.b2f;
-    return run.prod - back->req_cons >= PCISPLIT_REQUEST_SLOTS || run.due >= PCISPLIT_REQUEST_SLOTS * 2;
+    return run.prod - back->req_cons >= REQUEST_SLOTS || run.due >= REQUEST_SLOTS * 2;
+}
+
+static int wants_answer(const struct pcisplit_request *r)
+{
+    if (r->op == PCISPLIT_OP_BAR_WRITES && !(run.s->features & PCISPLIT_FEATURE_PACKED))
+        return 1; // that it is posted means nothing
+    return !((r->op == PCISPLIT_OP_BAR_WRITE || r->op == PCISPLIT_OP_BAR_WRITES) && r->flags & PCISPLIT_FLAG_POSTED);
+}
+
+static void publish_slot(union pcs_slot made)
+{
+    made.request.sequence = run.prod + 1;
+    memcpy(slot(run.prod++), &made, sizeof made);
+}
+
+static void announce(void)
+{
+    pcisplit_store(&front()->req_prod, run.prod);
 }
 
 static void publish_request(union pcs_slot made)
@@ -85,13 +128,12 @@ static void publish_request(union pcs_slot made)
     if (ring_is_full() || *due(run.next_id))
         return;
     made.request.id = run.next_id;
-    if (!(made.request.op == PCISPLIT_OP_BAR_WRITE && made.request.flags & PCISPLIT_FLAG_POSTED)) {
+    if (wants_answer(&made.request)) {
         *due(run.next_id) = 1ull + run.next_id;
         run.due++;
     }
     run.next_id++;
-    memcpy(slot(run.prod++), &made, sizeof made);
-    pcisplit_store(&front()->req_prod, run.prod);
+    publish_slot(made);
 }
 
 // `kinds` of requests, each `times` over.
@@ -109,8 +151,13 @@ static void take_responses(unsigned most)
     const struct pcisplit_back_header *back = (const void *)run.b2f;
     const struct pcisplit_slot *slots = (const void *)(run.b2f + RESPONSES_AT);
 
-    for (; run.rsp_cons != back->rsp_prod && most; most--) {
-        union pcs_slot answer = {.raw = slots[run.rsp_cons++ % PCISPLIT_RESPONSE_SLOTS]};
+    for (; most; most--) {
+        union pcs_slot answer = {.raw = slots[run.rsp_cons % RESPONSE_SLOTS]};
+        if (answer.response.sequence != run.rsp_cons + 1) {
+            MUST(!run.honest || (int32_t)(back->rsp_prod - run.rsp_cons) <= 0); // announced is published [RING-2]
+            break;
+        }
+        run.rsp_cons++;
         MUST(answer.response.error <= 0 && answer.response.error >= PCISPLIT_ERROR_DEVICE_FAILED);
         if (run.honest) { // exactly one answer, to a request that wants one
             MUST(*due(answer.response.id) == 1ull + answer.response.id);
@@ -153,19 +200,25 @@ static void lie(uint32_t *word, uint32_t value)
 // One step of the script. Returns whether the back may look again.
 static int step(void)
 {
+    union pcs_slot made;
     uint64_t fired;
     uint16_t at;
     uint8_t what = take8();
 
+    if (run.honest)
+        announce(); // what the step before has published
     switch (what & 0x0f) {
     case 0: case 1: case 2: // many at once, to fill rings and queues
         write_requests((what & 0x0f) == 2 ? 1 : (what >> 4) + 1u, (what & 0x0f) == 2 ? (what >> 4) * 20u + 1 : 1);
+        if (!(what & 0x10))
+            announce();
         edge(host.kick_fd);
         return 1;
-    case 3:
-        take_octets(slot(run.prod), PCISPLIT_SLOT_SIZE); // a request of no shape at all, published by the next
+    case 3: // a request of no shape at all
+        take_octets(&made, PCISPLIT_SLOT_SIZE);
         run.honest = 0;
-        pcisplit_store(&front()->req_prod, ++run.prod);
+        publish_slot(made);
+        announce();
         return 0;
     case 4: take_responses((what >> 4) * 20u + 1); return 0;
     case 5:
@@ -182,7 +235,7 @@ static int step(void)
     case 11: run.now += 1ull << (what >> 2 & 0x3c); return what & 0x10;
     case 12:
         at = take16();
-        memset(host.f2b + BULK_IN_AT + at % (PCISPLIT_BULK_SIZE - 16), take8(), 16);
+        memset(host.f2b + BULK_IN_AT + at % (BULK_SIZE - 16), take8(), 16);
         return 0;
     case 13:
         if (what & 0x80)
@@ -224,8 +277,9 @@ static void drain(void)
         if (is_held(run.device[i]))
             toggle_hold(run.device[i]);
     take_responses(~0u);
+    announce();
     edge(host.kick_fd);
-    if (!run.honest || !run.s->serving || (!run.due && run.prod == run.s->requests.cons_pvt))
+    if (!run.honest || !run.s->serving || (!run.due && run.prod == run.s->requests.taken))
         atomic_store(&run.s->stop, 1);
 }
 
@@ -262,9 +316,9 @@ int fuzz_epoll_wait(int epoll, struct epoll_event *events, int most, int timeout
 
     (void)epoll;
     if (timeout && !run.cut)
-        MUST(run.s->responses.prod_pvt == run.s->responses.published && run.s->events.prod_pvt == run.s->events.published);
-    MUST(run.s->requests.prod_seen - run.s->requests.cons_pvt <= PCISPLIT_REQUEST_SLOTS);
-    MUST(run.s->responses.prod_pvt - run.s->responses.cons_seen <= PCISPLIT_RESPONSE_SLOTS);
+        MUST(!pcisplit_owes(&run.s->responses) && !pcisplit_owes(&run.s->events) && !pcisplit_held(&run.s->requests));
+    MUST(pcisplit_held(&run.s->requests) <= REQUEST_SLOTS);
+    MUST(run.s->responses.filled - run.s->responses.cons_seen <= RESPONSE_SLOTS);
     if (timeout > 0 && run.draining)
         run.now += (uint64_t)timeout * 1000000;
     run.in_step = 1;
@@ -321,13 +375,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     script_left = size;
     begin();
     pcs_serve_set_state(run.s, PCISPLIT_STATE_CONNECTED);
-    for (int reason; (reason = pcs_serve_run(run.s)) != PCS_STOPPED;) {
-        if (reason == PCS_ENDED) {
+    for (int reason; (reason = pcs_serve_run(run.s)) != PCS_RUN_STOPPED;) {
+        if (reason == PCS_RUN_ENDED) {
             MUST(run.s->reason == PCISPLIT_ERROR_RING_OVERRUN || run.s->reason == PCISPLIT_ERROR_FAULTED);
             MUST(!run.honest);
             break;
         }
-        MUST(reason == PCS_FRONT_STATE);
+        MUST(reason == PCS_RUN_FRONT_STATE);
         pcs_serve_set_state(run.s, run.s->front_state == PCISPLIT_STATE_CLOSING ? PCISPLIT_STATE_CLOSING
                                                                                : PCISPLIT_STATE_CONNECTED);
     }

@@ -8,13 +8,10 @@
 
 #include "pcifront.h"
 #include "script.h"
+#include "layout.h" /* of the regions; made by harness.py */
 
 #define PAGE PCISPLIT_PAGE_SIZE
-enum { REQUESTS_AT = PAGE, BULK_IN_AT = REQUESTS_AT + PCISPLIT_REQUEST_SLOTS * PCISPLIT_SLOT_SIZE,
-       F2B_SIZE = BULK_IN_AT + PCISPLIT_BULK_SIZE };
-enum { STATES_AT = PAGE, RESPONSES_AT = 2 * PAGE, EVENTS_AT = RESPONSES_AT + PCISPLIT_RESPONSE_SLOTS * PCISPLIT_SLOT_SIZE,
-       BULK_OUT_AT = EVENTS_AT + PCISPLIT_EVENT_SLOTS * PCISPLIT_SLOT_SIZE, B2F_SIZE = BULK_OUT_AT + PCISPLIT_BULK_SIZE };
-enum { DMA_SIZE = 4 * PAGE, DEVICES = 2, VECTORS = 3, LONGEST = 3 * PCISPLIT_BLOCK_MAX };
+enum { DMA_SIZE = 4 * PAGE, DEVICES = 2, VECTORS = 8, LONGEST = 3 * PCISPLIT_BLOCK_MAX };
 
 static struct {
     struct pcifront *f;
@@ -32,10 +29,19 @@ static struct pcisplit_back_header *back(void)
     return (struct pcisplit_back_header *)(void *)run.b2f;
 }
 
+static void write_slot(unsigned ring_at, unsigned slots, uint32_t index, const void *octets)
+{
+    struct pcisplit_response slot;
+    memcpy(&slot, octets, sizeof slot);
+    slot.sequence = index + 1;
+    memcpy(run.b2f + ring_at + index % slots * PCISPLIT_SLOT_SIZE, &slot, sizeof slot);
+}
+
 static void respond(const struct pcisplit_response *response)
 {
-    memcpy(run.b2f + RESPONSES_AT + run.rsp_prod++ % PCISPLIT_RESPONSE_SLOTS * PCISPLIT_SLOT_SIZE, response, sizeof *response);
-    pcisplit_store(&back()->rsp_prod, run.rsp_prod);
+    write_slot(RESPONSES_AT, RESPONSE_SLOTS, run.rsp_prod++, response);
+    if (run.rsp_prod % 2) // the others are announced late
+        pcisplit_store(&back()->rsp_prod, run.rsp_prod);
 }
 
 static uint64_t answer_to(uint64_t offset)
@@ -48,12 +54,16 @@ static void answer_one(int error)
 {
     const struct pcisplit_front_header *front = (const void *)run.f2b;
     struct pcisplit_request r;
+    struct pcisplit_request_reads reads;
     struct pcisplit_response a;
+    struct pcisplit_response_values values;
 
-    if (run.req_cons == pcisplit_load(&front->req_prod) ||
-        run.rsp_prod - pcisplit_load(&front->rsp_cons) >= PCISPLIT_RESPONSE_SLOTS)
+    memcpy(&r, run.f2b + REQUESTS_AT + run.req_cons % REQUEST_SLOTS * PCISPLIT_SLOT_SIZE, sizeof r);
+    int there = r.sequence == run.req_cons + 1; // announced or not
+    MUST(there || !run.honest || (int32_t)(pcisplit_load(&front->req_prod) - run.req_cons) <= 0); // announced is published [RING-2]
+    if (!there || run.rsp_prod - pcisplit_load(&front->rsp_cons) >= RESPONSE_SLOTS)
         return;
-    memcpy(&r, run.f2b + REQUESTS_AT + run.req_cons++ % PCISPLIT_REQUEST_SLOTS * PCISPLIT_SLOT_SIZE, sizeof r);
+    run.req_cons++;
     pcisplit_store(&back()->req_cons, run.req_cons);
     if (r.flags & PCISPLIT_FLAG_POSTED)
         return;
@@ -67,6 +77,16 @@ static void answer_one(int error)
     if (r.op == PCISPLIT_OP_RESET && !error)
         run.generation[r.device % PCISPLIT_MAX_DEVICES]++;
     a.generation = run.generation[r.device % PCISPLIT_MAX_DEVICES];
+    if (r.op == PCISPLIT_OP_BAR_READS) {
+        memcpy(&reads, &r, sizeof reads);
+        memcpy(&values, &a, sizeof values);
+        memset(values.values, 0, sizeof values.values);
+        MUST(reads.count >= 1 && reads.count <= PCISPLIT_PACK_READS);
+        values.done = error ? reads.count / 2 : reads.count;
+        for (unsigned i = 0; i < values.done; i++)
+            values.values[i] = (uint32_t)answer_to(reads.element[i]);
+        memcpy(&a, &values, sizeof a);
+    }
     respond(&a);
 }
 
@@ -80,7 +100,7 @@ static void lie(uint32_t *word, uint32_t value)
 static int back_step(void)
 {
     struct pcisplit_response response;
-    struct pcisplit_device_state *state;
+    uint64_t fired;
     uint16_t at;
     uint8_t what = take8();
 
@@ -98,7 +118,9 @@ static int back_step(void)
     case 5: // an answer that nobody, or somebody else, waits for
         run.honest = 0;
         memset(&response, 0, sizeof response);
-        response.id = run.f->next_id - take8();
+        response.id = run.f->pending[take8()].id + (what & 0x40 ? 0x100 : 0);
+        response.op = run.f->pending[response.id % PCIFRONT_PENDING].op;
+        response.device = run.f->pending[response.id % PCIFRONT_PENDING].device;
         response.error = (int16_t)take8();
         response.generation = run.generation[0];
         response.length = (uint32_t)take_number();
@@ -109,17 +131,20 @@ static int back_step(void)
     case 8: pcisplit_store(&back()->state, what >> 4); return 1;
     case 9: pcisplit_store(&back()->sleeping, what >> 4); return 0;
     case 10:
-        take_octets(run.b2f + EVENTS_AT + run.evt_prod % PCISPLIT_EVENT_SLOTS * PCISPLIT_SLOT_SIZE, 24);
-        pcisplit_store(&back()->evt_prod, ++run.evt_prod);
+        memset(&response, 0, sizeof response);
+        take_octets(&response, 24);
+        write_slot(EVENTS_AT, EVENT_SLOTS, run.evt_prod++, &response);
+        pcisplit_store(&back()->evt_prod, run.evt_prod);
         return what & 0x10;
     case 11: lie(&back()->evt_prod, (uint32_t)(run.evt_prod + take_number())); return 0;
     case 12:
-        state = (void *)(run.b2f + STATES_AT + (what >> 4 & 1) * 1024);
-        state->counters[what >> 5] += take_number();
+        fired = take_number();
+        ((uint64_t *)(void *)(run.b2f + runs[what >> 4 & 1].counters))[what >> 5] += fired;
+        *(uint64_t *)(void *)(run.b2f + runs[what >> 4 & 1].totals) += fired;
         return 1;
     case 13:
         at = take16();
-        memset(run.b2f + BULK_OUT_AT + at % (PCISPLIT_BULK_SIZE - 16), take8(), 16);
+        memset(run.b2f + BULK_OUT_AT + at % (BULK_SIZE - 16), take8(), 16);
         return 0;
     case 14:
         at = take16();
@@ -169,29 +194,37 @@ static void hook_trace(void *context, unsigned kind, const struct pcisplit_slot 
 
 /* ---- the meeting ------------------------------------------------------------------------------------------------------------- */
 
-// `kind`'s record number `index`, in place; the caller fills in the rest.
-QUIET static void *record(unsigned kind, unsigned index, unsigned device)
+enum { MOST_INFO = 4096 };
+
+// `kind`'s record number `index`, behind the others; the caller fills in the rest.
+QUIET static void *record(unsigned kind, unsigned index, unsigned device, size_t length)
 {
     struct pcisplit_boot_info *info = (void *)run.info;
-    struct pcisplit_boot_region *r = (void *)(run.info + sizeof *info + info->records++ * PCISPLIT_BOOT_RECORD_SIZE);
+    struct pcisplit_boot_region *r = (void *)(run.info + info->length);
 
+    MUST(info->length + length <= MOST_INFO);
+    info->length += (uint32_t)length;
+    info->records++;
     r->kind = (uint16_t)kind;
-    r->length = PCISPLIT_BOOT_RECORD_SIZE;
+    r->length = (uint16_t)length;
     r->index = (uint16_t)index;
     r->device = (uint16_t)device;
     return r;
 }
 
+#define RECORD(KIND, kind, index, device) \
+    record(PCISPLIT_RECORD_##KIND, index, device, sizeof(struct pcisplit_boot_##kind))
+
 QUIET static void region_record(unsigned index, uint64_t size)
 {
-    struct pcisplit_boot_region *r = record(PCISPLIT_RECORD_REGION, index, 0);
+    struct pcisplit_boot_region *r = RECORD(REGION, region, index, 0);
     r->writable = index != PCISPLIT_REGION_B2F;
     r->size = size;
 }
 
 QUIET static void ring_record(unsigned index, unsigned region, uint32_t slots, uint64_t offset)
 {
-    struct pcisplit_boot_ring *r = record(PCISPLIT_RECORD_RING, index, 0);
+    struct pcisplit_boot_ring *r = RECORD(RING, ring, index, 0);
     r->region = (uint16_t)region;
     r->slots = slots;
     r->offset = offset;
@@ -199,21 +232,28 @@ QUIET static void ring_record(unsigned index, unsigned region, uint32_t slots, u
 
 QUIET static void bulk_record(unsigned index, unsigned region, uint64_t offset)
 {
-    struct pcisplit_boot_bulk *r = record(PCISPLIT_RECORD_BULK, index, 0);
+    struct pcisplit_boot_bulk *r = RECORD(BULK, bulk, index, 0);
     r->region = (uint16_t)region;
     r->offset = offset;
-    r->size = PCISPLIT_BULK_SIZE;
+    r->size = BULK_SIZE;
 }
 
 QUIET static void device_records(unsigned index)
 {
-    struct pcisplit_boot_device *d = record(PCISPLIT_RECORD_DEVICE, index, 0);
-    d->state_offset = STATES_AT + index * 1024;
+    struct pcisplit_boot_device *d = RECORD(DEVICE, device, index, 0);
+    d->state_offset = states_at[index];
     d->generation = run.generation[index] = 1;
-    d->vectors = VECTORS;
     d->config_size = 256;
     memcpy(d->name, index ? "ram0" : "edu0", 5);
-    ((struct pcisplit_boot_bar *)record(PCISPLIT_RECORD_BAR, 0, index))->size = 1 << 20;
+    ((struct pcisplit_boot_bar *)RECORD(BAR, bar, 0, index))->size = 1 << 20;
+    struct pcisplit_boot_vectors *v = RECORD(VECTORS, vectors, 0, index);
+    v->type = PCISPLIT_VECTOR_MSI;
+    v->fd = PCISPLIT_NO_FD;
+    v->count = VECTORS;
+    v->counters = runs[index].counters;
+    v->totals = runs[index].totals;
+    v->pending = runs[index].pending;
+    v->masks = runs[index].masks;
 }
 
 QUIET static void sound_block(void)
@@ -221,14 +261,14 @@ QUIET static void sound_block(void)
     region_record(PCISPLIT_REGION_F2B, F2B_SIZE);
     region_record(PCISPLIT_REGION_B2F, B2F_SIZE);
     region_record(PCISPLIT_REGION_DMA, DMA_SIZE);
-    ring_record(PCISPLIT_RING_REQUEST, PCISPLIT_REGION_F2B, PCISPLIT_REQUEST_SLOTS, REQUESTS_AT);
-    ring_record(PCISPLIT_RING_RESPONSE, PCISPLIT_REGION_B2F, PCISPLIT_RESPONSE_SLOTS, RESPONSES_AT);
-    ring_record(PCISPLIT_RING_EVENT, PCISPLIT_REGION_B2F, PCISPLIT_EVENT_SLOTS, EVENTS_AT);
+    ring_record(PCISPLIT_RING_REQUEST, PCISPLIT_REGION_F2B, REQUEST_SLOTS, REQUESTS_AT);
+    ring_record(PCISPLIT_RING_RESPONSE, PCISPLIT_REGION_B2F, RESPONSE_SLOTS, RESPONSES_AT);
+    ring_record(PCISPLIT_RING_EVENT, PCISPLIT_REGION_B2F, EVENT_SLOTS, EVENTS_AT);
     bulk_record(PCISPLIT_DIRECTION_FRONT_TO_BACK, PCISPLIT_REGION_F2B, BULK_IN_AT);
     bulk_record(PCISPLIT_DIRECTION_BACK_TO_FRONT, PCISPLIT_REGION_B2F, BULK_OUT_AT);
     for (unsigned i = 0; i < DEVICES; i++)
         device_records(i);
-    struct pcisplit_boot_dma_window *w = record(PCISPLIT_RECORD_DMA_WINDOW, 0, 0);
+    struct pcisplit_boot_dma_window *w = RECORD(DMA_WINDOW, dma_window, 0, 0);
     w->region = PCISPLIT_REGION_DMA;
     w->size = DMA_SIZE;
     w->iova = 1 << 21;
@@ -237,27 +277,28 @@ QUIET static void sound_block(void)
 static int meet(void)
 {
     static const struct pcifront_hooks hooks = {&run, hook_kick, hook_wait, hook_now, hook_trace};
-    enum { SOUND = 8 + 2 * DEVICES + 1 };
     uint8_t how = take8();
     unsigned own = how >> 3 & 3, patches = how >> 5;
 
     run.honest = !(how & 1) && !own && !patches;
     run.racing = how >> 1 & 1;
-    run.info_length = sizeof(struct pcisplit_boot_info) + ((how & 1 ? 0 : SOUND) + own) * PCISPLIT_BOOT_RECORD_SIZE;
-    run.info = calloc(1, run.info_length);
+    run.info = calloc(1, MOST_INFO);
     MUST(run.info);
     struct pcisplit_boot_info *info = (void *)run.info;
     info->magic = PCISPLIT_BOOT_MAGIC;
     info->major = PCISPLIT_MAJOR;
-    info->length = (uint32_t)run.info_length;
+    info->length = sizeof *info;
     info->features = ~0ull;
     if (!(how & 1))
         sound_block();
     for (unsigned i = 0; i < own; i++) {
         uint8_t kind = take8();
         uint16_t index = take16();
-        take_octets((uint8_t *)record(kind, index, take8()) + 8, 32);
+        take_octets((uint8_t *)record(kind, index, take8(), sizeof(struct pcisplit_boot_device)) + 8, 32);
     }
+    run.info_length = info->length;
+    run.info = realloc(run.info, run.info_length); // exactly that long
+    MUST(run.info);
     for (unsigned i = 0; i < patches; i++) {
         size_t at = take16() % run.info_length;
         uint64_t value = take_number();
@@ -275,7 +316,9 @@ QUIET static void check(int error)
     MUST(error == 0 || !run.honest || (error < 0 && error >= PCISPLIT_ERROR_DEVICE_FAILED));
     MUST(run.f->done_tail - run.f->done_head <= PCIFRONT_PENDING);
     MUST(run.f->device_count <= PCISPLIT_MAX_DEVICES && run.f->window_count <= PCISPLIT_MAX_DMA_WINDOWS);
-    MUST(run.f->chunks_busy >> (PCISPLIT_BULK_SIZE / PCISPLIT_BLOCK_MAX) == 0);
+    MUST(run.f->chunks_busy >> (BULK_SIZE / PCISPLIT_BLOCK_MAX) == 0);
+    MUST(run.f->free_count <= PCIFRONT_PENDING && run.f->pack_count < PCISPLIT_PACK_WRITES);
+    MUST(run.f->requests.filled - run.f->requests.announced < PCISPLIT_ANNOUNCE_OPS); // [RING-15]
 }
 
 static void move_block(unsigned device, unsigned bar, uint64_t offset, unsigned width, int reading, uint64_t deadline)
@@ -288,6 +331,24 @@ static void move_block(unsigned device, unsigned bar, uint64_t offset, unsigned 
                   : pcifront_write_block(run.f, device, bar, offset, width, memory, length, &moved, deadline));
     MUST(moved <= length);
     free(memory);
+}
+
+static void many(unsigned device, unsigned bar, unsigned width, int reading, uint64_t deadline)
+{
+    unsigned count = take8(), done = 0;
+    uint32_t *offset = calloc(count + 1u, sizeof *offset);
+    uint64_t *value = calloc(count + 1u, sizeof *value);
+    MUST(offset && value);
+    for (unsigned i = 0; i < count; i++)
+        offset[i] = i * width;
+    int error = reading ? pcifront_read_many(run.f, device, bar, width, offset, value, count, &done, deadline)
+                        : pcifront_post_many(run.f, device, bar, width, offset, value, count, deadline);
+    check(error);
+    MUST(done <= count && (error || !reading || done == count));
+    for (unsigned i = 0; run.honest && i < done; i++)
+        MUST(value[i] == (uint32_t)answer_to(offset[i]));
+    free(offset);
+    free(value);
 }
 
 static void call(void)
@@ -312,12 +373,21 @@ static void call(void)
         break;
     case 1: check(pcifront_config_write(run.f, device, take8(), width, take32(), deadline)); break;
     case 2: case 3:
+        if ((what & 0x4f) == 0x43) {
+            many(device, bar, width, 1, deadline);
+            break;
+        }
         offset = take_number();
         error = pcifront_bar_read(run.f, device, bar, offset, width, &value, deadline);
         check(error);
         MUST(error || !run.honest || value == answer_to(offset));
         break;
-    case 4: check(pcifront_bar_write(run.f, device, bar, take_number(), width, take_number(), deadline)); break;
+    case 4:
+        if (what & 0x40)
+            many(device, bar, width, 0, deadline);
+        else
+            check(pcifront_bar_write(run.f, device, bar, take_number(), width, take_number(), deadline));
+        break;
     case 5:
         for (unsigned n = take8(); n; n--)
             check(pcifront_bar_post(run.f, device, bar, n * 8u, width, n, what & 0x20, what & 0x40 ? 0 : deadline));
@@ -334,7 +404,7 @@ static void call(void)
             request.op = what & 0x20 ? PCISPLIT_OP_NOP : PCISPLIT_OP_BAR_READ;
             request.device = (uint16_t)device;
             request.offset = take8();
-            check(pcifront_submit(run.f, &request));
+            check(pcifront_submit(run.f, &request, what & 0x40));
         }
         break;
     case 12:

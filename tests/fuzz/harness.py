@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pcisplit.proto.layout import Layout
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".cache" / "fuzz"
@@ -63,7 +65,10 @@ HARNESSES = {
         ),
         Harness(
             "front",
-            (HERE / "fuzz_front.c", *(CORE / "front" / f"pcifront{part}.c" for part in ("", "_attach", "_device"))),
+            (
+                HERE / "fuzz_front.c",
+                *(CORE / "front" / f"pcifront{part}.c" for part in ("", "_wait", "_pack", "_attach", "_device")),
+            ),
         ),
     )
 }
@@ -84,11 +89,28 @@ def missing(folder: Path) -> str | None:
     return f"clang cannot link libFuzzer: tools/system-packages test\n{done.stderr[-500:]}" if done.returncode else None
 
 
+def layout_header() -> str:
+    """The regions of a session as the back lays them out, for devices of as many vectors as the harnesses have."""
+    layout = Layout.of([8] * 3)
+    numbers = {
+        f"{name}_at" if name in ("requests", "responses", "events", "bulk_in", "bulk_out") else name: value
+        for name, value in layout.places._asdict().items()
+    }
+    numbers |= {"f2b_size": layout.f2b_size, "b2f_size": layout.b2f_size}
+    runs = ", ".join("{" + ", ".join(map(str, run)) + "}" for run in layout.runs)
+    return (
+        "enum { " + ", ".join(f"{name.upper()} = {value}" for name, value in numbers.items()) + " };\n"
+        f"static const uint32_t states_at[] = {{{', '.join(map(str, layout.states))}}};\n"
+        f"static const struct run {{ uint64_t counters, totals, pending, masks; }} runs[] = {{{runs}}};\n"
+    )
+
+
 def build(harness: Harness) -> Path:
     """Compile; the program's path. AssertionError with the compiler's words."""
     harness.folder.mkdir(parents=True, exist_ok=True)
     program = harness.folder / "fuzz"
-    command = ["clang", *FLAGS, *harness.hooks, *map(str, harness.sources), "-o", str(program)]
+    (harness.folder / "layout.h").write_text(layout_header())
+    command = ["clang", *FLAGS, f"-I{harness.folder}", *harness.hooks, *map(str, harness.sources), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
     assert not done.stderr, done.stderr

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pcisplit.back.layout import F2B_SIZE
-from pcisplit.messages import Hello, Need, parse_reply_untrusted
+from pcisplit.proto.meeting import Hello, Need, parse_reply_untrusted
 from pcisplit.wire import MAX_FDS, Error
 
 from .check import clause
@@ -76,7 +75,7 @@ def _punching() -> Iterator[object]:
         data, fds, _, _ = socket.recv_fds(sock, 1 << 18, MAX_FDS)
         reply = parse_reply_untrusted(data)
         assert reply.error is Error.SUCCESS, reply.text
-        assert _libc.fallocate(fds[0], _PUNCH, 0, F2B_SIZE) == 0, os.strerror(ctypes.get_errno())
+        assert _libc.fallocate(fds[0], _PUNCH, 0, os.fstat(fds[0]).st_size) == 0, os.strerror(ctypes.get_errno())
         yield None
         os.eventfd_write(fds[2], 1)
         while sock.recv(1 << 18):

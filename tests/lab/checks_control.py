@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pcisplit.errors import MeetingRefused, SessionGone
+from pcisplit.proto.errors import MeetingRefused, SessionGone
 
 from .check import bind_vfio, clause, find_device
 from .serving import Serving

@@ -14,8 +14,8 @@ from pathlib import Path
 from pcisplit import pci
 from pcisplit.demo import show
 from pcisplit.demo.edu_driver import BUFFER, DMA_TO_MEMORY, RAISED_BY_DMA, Edu
-from pcisplit.errors import AccessError, MeetingRefused
 from pcisplit.front import RemoteDevice, Session
+from pcisplit.proto.errors import AccessError, MeetingRefused
 from pcisplit.wire import Error
 
 from .check import PCI, bind_vfio, clause, dmesg, dmesg_end, find_device, wait_until

@@ -23,8 +23,8 @@ from pcisplit.back.devices.vfio import abi
 from pcisplit.back.devices.vfio.acquire import acquire
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.devices.vfio.group import Group
-from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MEM
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod, VectorType
 
 from .check import clause, iommu_group

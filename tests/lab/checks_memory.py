@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pcisplit import pci
-from pcisplit.errors import AccessError
 from pcisplit.front import Bar, RemoteDevice
+from pcisplit.proto.errors import AccessError
 from pcisplit.wire import BarFlag, Error
 
 from .check import PCI, bind_vfio, clause, find_device, qmp
@@ -127,6 +127,24 @@ def check_many_reads() -> None:
         ram, offsets = memory.bar(2), [(97 * n) % 4096 * 8 for n in range(256)]
         ram.write_block(0, b"".join(n.to_bytes(8, "little") for n in range(4096)), 8)
         assert ram.read_many(offsets, 8) == [offset // 8 for offset in offsets]
+
+
+@clause("BAR-40", "BAR-42", "BAR-43", "BAR-44")
+def check_packs() -> None:
+    """Several accesses in one slot: of a BAR that is mapped, and of one that is reached by file offset."""
+    with device("memory") as memory:
+        ram, registers = memory.bar(2), memory.bar(0)
+        ram.post_many([0, 4, 0, 6, 8], [1, 2, 3, 4, 5])  # the fourth is unaligned: counted, the fifth made
+        assert ram.read_many([0, 4, 8]) == [3, 2, 5]
+        assert memory.posted_errors == 1
+        position = registers.read32(8)
+        registers.post_many([0, 0, 0], [1, 2, 5])
+        assert registers.read_many([0, 8, 0]) == [5, position, 5]
+        assert code(registers.read_many, [0, 1, 8]) is Error.UNALIGNED
+        assert code(registers.read_many, [0, registers.size, 8]) is Error.INVALID_OFFSET
+        registers.post_many([0, registers.size, 0], [1, 1, 0])
+        assert registers.read_many([0]) == [0]
+        assert memory.posted_errors == 2
 
 
 @clause("BAR-4")

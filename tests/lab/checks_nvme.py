@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pcisplit import pci
-from pcisplit.errors import AccessError
 from pcisplit.front import Bar, DmaBuffer, RemoteDevice, Session
+from pcisplit.proto.errors import AccessError
 from pcisplit.wire import Error
 
 from .check import bind_vfio, clause, find_device, wait_until

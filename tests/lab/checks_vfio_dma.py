@@ -14,8 +14,8 @@ from pathlib import Path
 from pcisplit.back.devices.vfio import abi
 from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.devices.vfio.mapper import map_by_child
-from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_MASTER, COMMAND_MEM
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 from .check import PCI, clause, dmesg, dmesg_end, iommu_group, wait_until

@@ -10,8 +10,8 @@ import time
 from pcisplit.back.channel import Channel, ChannelClosed, make_pair, request
 from pcisplit.back.devices.vfio.device import VfioHost
 from pcisplit.back.keeper import main as keeper
-from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MEM
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error, ResetMethod, VectorType
 
 from .check import PCI, bind_vfio, clause, iommu_group

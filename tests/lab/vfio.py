@@ -16,8 +16,8 @@ from pcisplit.back.devices.device import AreaKind, BarInfo, Function
 from pcisplit.back.devices.vfio.device import VfioDevice, VfioHost
 from pcisplit.back.devices.vfio.function import VfioFunction
 from pcisplit.back.host.dma import create_memory
-from pcisplit.errors import DeviceError
 from pcisplit.pci import COMMAND, COMMAND_MASTER, Bdf
+from pcisplit.proto.errors import DeviceError
 from pcisplit.wire import Error
 
 from .check import bind_vfio, dmesg, find_device, wait_until

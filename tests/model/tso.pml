@@ -13,7 +13,7 @@
  */
 
 #define CPUS  2
-#define DEPTH 3
+#define DEPTH 5
 
 typedef store_buffer {
 	byte used;
@@ -28,9 +28,11 @@ store_buffer sb[CPUS];
 
 /* Any load (relaxed, acquire, seq_cst): on x86 each of them is a plain mov. */
 #define LOAD(cpu, w) \
+	(BUFFERED(cpu, 4, w) -> sb[cpu].value[4] : \
+	(BUFFERED(cpu, 3, w) -> sb[cpu].value[3] : \
 	(BUFFERED(cpu, 2, w) -> sb[cpu].value[2] : \
 	(BUFFERED(cpu, 1, w) -> sb[cpu].value[1] : \
-	(BUFFERED(cpu, 0, w) -> sb[cpu].value[0] : mem[w])))
+	(BUFFERED(cpu, 0, w) -> sb[cpu].value[0] : mem[w])))))
 
 /* A plain or release store: a mov. It waits while the buffer is full. */
 inline store_release(cpu, w, v)
@@ -67,8 +69,12 @@ end_drained:
 		sb[cpu].value[0] = sb[cpu].value[1];
 		sb[cpu].word[1] = sb[cpu].word[2];
 		sb[cpu].value[1] = sb[cpu].value[2];
-		sb[cpu].word[2] = 0;
-		sb[cpu].value[2] = 0;
+		sb[cpu].word[2] = sb[cpu].word[3];
+		sb[cpu].value[2] = sb[cpu].value[3];
+		sb[cpu].word[3] = sb[cpu].word[4];
+		sb[cpu].value[3] = sb[cpu].value[4];
+		sb[cpu].word[4] = 0;
+		sb[cpu].value[4] = 0;
 		sb[cpu].used--;
 		FLUSHED()
 	   }

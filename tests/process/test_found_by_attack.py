@@ -22,8 +22,8 @@ from pcisplit.back.supervisor.processes import Line
 from pcisplit.back.supervisor.registry import SESSIONS_PER_UID, Peer, Registry
 from pcisplit.back.supervisor.sockets import listening
 from pcisplit.back.supervisor.specs import make_server
-from pcisplit.errors import DeviceError, MeetingRefused, RemoteProtocolError
-from pcisplit.messages import Need
+from pcisplit.proto.errors import DeviceError, MeetingRefused, RemoteProtocolError
+from pcisplit.proto.meeting import Need
 from pcisplit.wire import Error
 from tests.conftest import DEADLINE, Backend
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pcisplit.errors import MeetingRefused, SessionGone
 from pcisplit.front import Session
-from pcisplit.messages import Need
+from pcisplit.proto.errors import MeetingRefused, SessionGone
+from pcisplit.proto.meeting import Need
 from pcisplit.wire import Error, State
 from tests.conftest import DEADLINE, Backend
 from tests.lab.serving import Serving

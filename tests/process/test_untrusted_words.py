@@ -20,8 +20,8 @@ from pcisplit.back.supervisor.registry import Peer
 from pcisplit.back.supervisor.session import Session
 from pcisplit.back.supervisor.specs import make_registry
 from pcisplit.back.supervisor.uids import WorkerUids
-from pcisplit.errors import DeviceError
-from pcisplit.messages import Hello, Need
+from pcisplit.proto.errors import DeviceError
+from pcisplit.proto.meeting import Hello, Need
 from pcisplit.wire import Error
 
 DEADLINE = 20.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pcisplit.errors import SessionGone
+from pcisplit.proto.errors import SessionGone
 from tests.conftest import DEADLINE, Backend, alive, children
 
 
