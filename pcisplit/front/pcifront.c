@@ -44,17 +44,23 @@ static int sound(const struct pcifront_pending *pending, const union pcifront_sl
 /* Make of an answer what a caller may see: errors of the table and nothing else: they test for < 0 [THR-32]. */
 static void judge(struct pcifront *f, const struct pcifront_pending *pending, union pcifront_slot *slot)
 {
-    if (!sound(pending, slot)) {
-        slot->response.error = PCISPLIT_ERROR_OP_FAILED;
+    int error = slot->response.error, believed = sound(pending, slot);
+
+    if (!believed) {
+        error = PCISPLIT_ERROR_OP_FAILED;
         f->strange++;
-    } else if (slot->response.error == PCISPLIT_ERROR_SUCCESS) {
+    } else if (error == PCISPLIT_ERROR_SUCCESS) {
         if (pending->op == PCISPLIT_OP_RESET) {
             f->device[pending->device].generation = slot->response.generation;
         } else if (slot->response.generation != pending->generation) {
-            slot->response.error = PCISPLIT_ERROR_STALE; /* [LIFE-23] */
+            believed = 0;
+            error = PCISPLIT_ERROR_STALE; /* [LIFE-23] */
             f->stale++;
         }
     }
+    if (!believed && pending->op == PCISPLIT_OP_BAR_READS)
+        slot->values.done = 0;
+    slot->response.error = (int16_t)error;
 }
 
 /* The next response, if there is one. Slots are given back when an eighth of the ring is due [RING-17]. */

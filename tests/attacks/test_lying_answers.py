@@ -99,6 +99,17 @@ def test_a_pack_that_is_answered_with_too_few_values(liar: Liar, done: int, coun
         assert lie.value.code is Error.OP_FAILED
 
 
+@pytest.mark.clause("LIFE-23", "THR-32", "BAR-43")
+@pytest.mark.parametrize("lie, code", [({"generation": 2}, Error.STALE), ({"device": 1}, Error.OP_FAILED)])
+def test_values_of_a_pack_that_is_not_believed_do_not_count(liar: Liar, lie: dict[str, int], code: Error) -> None:
+    with liar.connect(timeout=1.0) as session:
+        fields = {"op": Op.BAR_READS, "generation": 1, "values": (7,) * 3, "done": 3, **lie}
+        liar.answer(0, Response(**fields))  # type: ignore[arg-type]
+        with pytest.raises(AccessError, match="number 1 of 10") as refused:
+            session.acquire("dev0").bar(0).read_many(range(0, 40, 4))
+        assert refused.value.code is code
+
+
 @pytest.mark.clause("THR-32")
 @pytest.mark.parametrize("wrong", [{"op": Op.NOP}, {"device": 1}])
 def test_an_answer_to_another_request_than_its_id_says(liar: Liar, wrong: dict[str, int]) -> None:
