@@ -278,7 +278,7 @@ def test_a_snapshot_waits_for_nobody() -> None:
         device.hold.clear()
         requests = [Request(Op.BAR_READ, device=0, width=4), Request(Op.NOP), Request(Op.NOP)]
         pair.front._handle.submit(requests)
-        until(lambda: owner.snapshot()["queued"] == 2)
+        until(lambda: (owner.snapshot()["queued"], owner.doing) == (2, "bar_read"))  # the owner may wake up late
         shown: dict[str, Any] = json.loads(json.dumps(owner.snapshot()))
         device.hold.set()
         assert shown["seconds"] >= 0
