@@ -16,7 +16,7 @@ from pcisplit.back.devices.models.base import bar
 from pcisplit.back.devices.models.ram import RamModel
 from pcisplit.back.devices.signal import signal_eventfd
 from pcisplit.back.log import LINES_PER_SECOND, LimitedLog, escape
-from pcisplit.back.worker.owner import Quota
+from pcisplit.back.worker.owner import Allowance
 from pcisplit.proto.errors import AccessError, DeviceError, SessionGone
 from pcisplit.proto.slots import Request, Response
 from pcisplit.ring.region import create_region
@@ -265,7 +265,7 @@ def test_text_of_a_peer_is_escaped(text: str) -> None:
 def test_a_quota_counts_what_it_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    quota = Quota(3, 1.0)
+    quota = Allowance(3, 1.0)
     for _ in range(3):
         quota.take()
     for _ in range(5):

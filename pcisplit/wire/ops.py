@@ -7,6 +7,7 @@ How to add one: docs/adding-an-operation.md.
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from pcisplit.wire import records
 from pcisplit.wire.numbers import Error, Feature, Op
@@ -59,7 +60,19 @@ USED_BY = {
 }
 
 
-_NONE = Feature(0)
+class Quota(NamedTuple):
+    """At most `most` of an operation in any `seconds`, per device; none of it: no limit."""
+
+    most: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.most:
+            return ""
+        return f"{self.most} a second" if self.seconds == 1 else f"{self.most} in {self.seconds:g} seconds"
+
+
+_NONE, _FREE = Feature(0), Quota()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,7 +92,7 @@ class Operation:
     feature: Feature = _NONE
     loop: str = "owner"
     barrier: bool = False
-    quota: str = ""
+    quota: Quota = _FREE
     says: str = ""
     built: bool = True
 
@@ -93,12 +106,12 @@ _BAR = _U.ID | _U.REGION | _U.WIDTH | _U.WIDTH8 | _U.OFFSET
 _PACK = _U.REGION | _U.WIDTH | _U.PACK
 _MSI = Feature.MSI_RELAYED | Feature.MSI_DIRECT
 _MASK = _MSI | Feature.MSIX | Feature.INTX
-_IRQ_RATE = "100 a second"
+IRQ_QUOTA = Quota(100, 1.0)
 
 
 def _irq(op: Op, feature: Feature, *, built: bool, type: bool = False) -> Operation:
     uses = _U.ID | _U.VECTORS | (_U.TYPE if type else _U(0))
-    quota = "" if type else _IRQ_RATE
+    quota = _FREE if type else IRQ_QUOTA
     return Operation(
         op, "interrupts", uses, records.REQUEST_IRQ, feature=feature, barrier=True, quota=quota, built=built
     )
@@ -177,7 +190,7 @@ OPERATIONS = {
             _U.ID,
             feature=Feature.RESET,
             barrier=True,
-            quota="1 in 5 seconds",
+            quota=Quota(1, 5.0),
             says="method of the reset",
         ),
         Operation(
@@ -187,7 +200,7 @@ OPERATIONS = {
             records.REQUEST_POWER,
             feature=Feature.POWER,
             barrier=True,
-            quota="10 a second",
+            quota=Quota(10, 1.0),
             says="power state it is in",
             built=False,
         ),

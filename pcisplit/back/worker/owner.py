@@ -17,14 +17,11 @@ from pcisplit.back.log import LimitedLog
 from pcisplit.back.policy.compile import Tables
 from pcisplit.back.worker.actor import Actor
 from pcisplit.proto.errors import DeviceError
-from pcisplit.wire import BUILT_OPERATIONS, DeviceState, Error, Op, VectorType
-
-IRQ_OPS_PER_SECOND = 100
-RESET_INTERVAL = 5.0  #: seconds
+from pcisplit.wire import BUILT_OPERATIONS, IRQ_QUOTA, DeviceState, Error, Op, VectorType
 
 
-class Quota:
-    """At most `most` events in any `seconds`."""
+class Allowance:
+    """What is left of a quota, at most `most` events in any `seconds`."""
 
     def __init__(self, most: int, seconds: float) -> None:
         self._times: deque[float] = deque(maxlen=most)
@@ -57,8 +54,8 @@ class Owner(Actor):
         self.traps: dict[int, Callable[[int, int, int], None]] = {}
         self._tables, self._vectors, self._shared = tables, vectors, shared
         self._msi_on = False
-        self._irq_quota = Quota(IRQ_OPS_PER_SECOND, 1.0)
-        self._reset_quota = Quota(1, RESET_INTERVAL)
+        self._irq_quota = Allowance(*IRQ_QUOTA)
+        self._reset_quota = Allowance(*BUILT_OPERATIONS[Op.RESET].quota)
         self._moved = 0  # octets of the block at hand
         self._handlers: dict[int, Callable[[Work], int | None]] = {
             op: getattr(self, f"_{row.name}") for op, row in BUILT_OPERATIONS.items() if row.loop != "nop"
